@@ -1,0 +1,61 @@
+"""The attention implementation ``"adatp"``: flash attention whose LSE the scoring stage reuses."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import Tensor, nn
+from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
+from transformers.modeling_utils import AttentionInterface
+
+from adatp_kernels.attention import flash_attention
+
+NAME = "adatp"
+
+
+def register() -> None:
+    """Make ``attn_implementation="adatp"`` known to transformers, its masks included.
+
+    Without the second line transformers would hand the function no mask at all, and padding would be
+    attended to in silence.
+    """
+    AttentionInterface.register(NAME, adatp_attention)
+    AttentionMaskInterface.register(NAME, sdpa_mask)
+
+
+def adatp_attention(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
+) -> tuple[Tensor, None]:
+    """Attention as transformers calls it; returns ``(output [B, T, Hq, D], None)``."""
+    output, _ = attention_with_lse(module, query, key, value, attention_mask, **options)
+    return output, None
+
+
+def attention_with_lse(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    is_causal: bool | None = None,
+    **options: Any,
+) -> tuple[Tensor, Tensor]:
+    """As `adatp_attention`, but returns the LSE [B, Hq, T] beside the output.
+
+    Raises
+    ------
+    ValueError
+        If the model asks for something this attention does not do.
+    """
+    refused = [name for name in ("sliding_window", "softcap", "s_aux", "position_bias") if options.get(name) is not None]
+    if dropout or refused:
+        raise ValueError(f'attn_implementation="adatp": {", ".join(refused) or "dropout"} is not supported; use "sdpa" or "eager" instead')
+    if attention_mask is not None:
+        output, lse = flash_attention(query, key, value, causal=False, scale=scaling, mask=attention_mask)
+    else:
+        causal = bool(getattr(module, "is_causal", True) if is_causal is None else is_causal)
+        output, lse = flash_attention(query, key, value, causal=causal, scale=scaling)
+    return output.transpose(1, 2).contiguous(), lse

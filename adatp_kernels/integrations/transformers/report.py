@@ -1,0 +1,105 @@
+"""What a pruned prompt cost, as planned and as it ran: `Acceleration.report()`."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from adatp_kernels.plan import PruningPlan
+
+PHASES = ("score", "select", "compact")
+
+
+class PhaseClock:
+    """Sums the time of the three phases of all stages, without waiting for the device.
+
+    On CUDA the times are events on the stream, read only by `seconds`.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self._cuda = device.type == "cuda"
+        self._marks: list[tuple[str | None, float | torch.cuda.Event]] = []
+
+    def start(self) -> None:
+        """A stage begins."""
+        self._mark(None)
+
+    def phase_done(self, phase: str) -> None:
+        """One of its phases was launched."""
+        self._mark(phase)
+
+    def _mark(self, phase: str | None) -> None:
+        now: float | torch.cuda.Event = time.perf_counter()
+        if self._cuda:
+            now = torch.cuda.Event(enable_timing=True)
+            now.record()
+        self._marks.append((phase, now))
+
+    def seconds(self) -> dict[str, float]:
+        """Seconds per phase, all stages together. On CUDA this waits for the device."""
+        total = dict.fromkeys(PHASES, 0.0)
+        for (_, before), (phase, now) in zip(self._marks, self._marks[1:], strict=False):
+            if phase is None:
+                continue
+            if isinstance(now, float):
+                total[phase] += now - float(before)  # type: ignore[arg-type]
+            else:
+                now.synchronize()
+                total[phase] += before.elapsed_time(now) / 1e3  # type: ignore[union-attr]
+        return total
+
+
+@dataclass(frozen=True, eq=False)
+class Report:
+    """The last video prompt that ran under `accelerate`; prints as a table.
+
+    Attributes
+    ----------
+    plan : PruningPlan
+    segments : tuple of int
+        Segment of each frame.
+    salient : tuple of int
+        Segments found relevant to the text.
+    text_tokens : int
+        Tokens of the prompt that are not visual.
+    planned_tokens, actual_tokens : tuple of int
+        Visual tokens that entered each layer.
+    planned_flops_ratio, actual_flops_ratio : float
+        FLOPs of the visual tokens as a share of the unpruned ones.
+    survivors : tuple of (int, LongTensor [n])
+        For every stage that dropped tokens: its layer, and the prompt's tokens that were left after it,
+        text included.
+    seconds : dict of str to float
+        Time in score, select and compact, all stages together.
+    backends : dict of str to str
+        The backend of each operation.
+    """
+
+    plan: PruningPlan
+    segments: tuple[int, ...]
+    salient: tuple[int, ...]
+    text_tokens: int
+    planned_tokens: tuple[int, ...]
+    actual_tokens: tuple[int, ...]
+    planned_flops_ratio: float
+    actual_flops_ratio: float
+    survivors: tuple[tuple[int, Tensor], ...]
+    seconds: dict[str, float]
+    backends: dict[str, str]
+
+    def __str__(self) -> str:
+        rows = [("layer", "planned", "actual")]
+        rows += [(str(i), str(p), str(a)) for i, (p, a) in enumerate(zip(self.planned_tokens, self.actual_tokens, strict=True))]
+        table = "\n".join(f"{layer:>6} {planned:>9} {actual:>9}" for layer, planned, actual in rows)
+        times = ", ".join(f"{phase} {1e3 * seconds:.1f} ms" for phase, seconds in self.seconds.items())
+        salient = f", salient: {list(self.salient)}" if self.salient else ""
+        return (
+            f"{len(self.segments)} frames in {self.segments[-1] + 1} segments{salient}; {self.text_tokens} text tokens\n"
+            f"{self.plan.describe()}\n"
+            f"visual tokens entering each layer\n{table}\n"
+            f"FLOPs of the visual tokens: planned {self.planned_flops_ratio:.4f}, actual {self.actual_flops_ratio:.4f}\n"
+            f"time in all stages: {times}"
+        )

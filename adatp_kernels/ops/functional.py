@@ -1,0 +1,324 @@
+"""The public operations: what they compute, what they accept, and the way to a backend."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from adatp_kernels.config import DEDUPLICATION
+from adatp_kernels.errors import choice, integer, number
+from adatp_kernels.ops import checks, reference
+from adatp_kernels.ops.dispatch import implementation
+from adatp_kernels.plan import Stage
+
+
+def row_lse(
+    query: Tensor,
+    key: Tensor,
+    *,
+    query_start: int,
+    scale: float | None = None,
+    key_mask: Tensor | None = None,
+    backend: str = "auto",
+) -> Tensor:
+    """Log-sum-exp of every query row over the keys it may see.
+
+    Only for attention that does not return it; see ``attention.py`` for attention that does.
+
+    Parameters
+    ----------
+    query : Tensor [B, Hq, T, D]
+        Query rows, any strides; float16, bfloat16, float32 (float64 on the reference).
+    key : Tensor [B, Hkv, N, D]
+        Keys, same dtype and device; ``Hq % Hkv == 0``.
+    query_start : int
+        Key coordinate of the first row: row i sees keys ``≤ query_start + i``.
+    scale : float, optional
+        Factor on the scores; ``D ** -0.5`` by default.
+    key_mask : BoolTensor [B, N], optional
+        False marks a key that nobody sees (padding).
+    backend : {"auto", "reference", "triton", "native"}
+
+    Returns
+    -------
+    Tensor [B, Hq, T]
+        float32 (float64 for float64 input), natural logarithm, −inf for a row that sees nothing.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For arguments of the wrong type, dtype, shape or range; the message names them.
+    RuntimeError
+        If the named backend cannot run.
+    """
+    scale = checks.attention_inputs(query, key, query_start, scale, key_mask)
+    run = implementation("row_lse", backend)
+    return run(query, key, query_start=query_start, scale=scale, key_mask=key_mask)
+
+
+def column_sums(
+    query: Tensor,
+    key: Tensor,
+    *,
+    query_start: int,
+    key_range: tuple[int, int],
+    scale: float | None = None,
+    lse: Tensor | None = None,
+    key_mask: Tensor | None = None,
+    query_mask: Tensor | None = None,
+    backend: str = "auto",
+) -> Tensor:
+    """How much the query rows attend to each column of `key_range` (``algorithm.md``, step 4).
+
+    ``a_j = 1/(H·|Q|) · Σ_h Σ_{q∈Q} exp(q·k_j·scale − lse_q)``: the column mean of the attention map
+    over all heads and all unmasked rows, where each row's softmax runs over every key it may see.
+
+    Parameters
+    ----------
+    query, key, query_start, scale, key_mask, backend
+        As for `row_lse`. `key` holds all keys, not only those in `key_range`.
+    key_range : (int, int)
+        The columns ``[v0, v1)`` that are scored, ``0 ≤ v0 < v1 ≤ N``.
+    lse : Tensor [B, Hq, T], optional
+        Natural-log LSE of the rows, float32 or float64, as flash attention returns it; computed if absent.
+    query_mask : BoolTensor [B, T], optional
+        False marks a row that does not score; a batch row without any gets zeros.
+
+    Returns
+    -------
+    Tensor [B, v1-v0]
+        float32 (float64 for float64 input).
+
+    Raises
+    ------
+    TypeError, ValueError, RuntimeError
+        As for `row_lse`.
+    """
+    scale = checks.attention_inputs(query, key, query_start, scale, key_mask)
+    key_range = checks.column_range(key_range, key.shape[2])
+    checks.row_tensors(query, lse, query_mask)
+    run = implementation("column_sums", backend)
+    return run(query, key, query_start=query_start, key_range=key_range, scale=scale, lse=lse, key_mask=key_mask, query_mask=query_mask)
+
+
+def select(
+    scores: Tensor,
+    segments: Tensor,
+    positions: Tensor,
+    budgets: Tensor | Sequence[Any],
+    *,
+    dedup: str = "strict",
+    soft_weight: float = 0.0,
+    prior: Tensor | None = None,
+    num_selected: int | None = None,
+    backend: str = "auto",
+) -> Tensor:
+    """Debias the scores and keep the best columns of every segment (``algorithm.md``, steps 5 to 8).
+
+    Parameters
+    ----------
+    scores : Tensor [B, N]
+        float32 or float64. NaN ranks below everything; −0 equals +0; ties go to the smaller index.
+    segments : integer Tensor [B, N] or [N]
+        Segment of each column, in any order; −1 marks a column that is always kept.
+    positions : integer Tensor [B, N] or [N]
+        Spatial position of each column within its frame; ignored where the segment is −1.
+    budgets : integer Tensor or nested sequence, [B, S] or [S]
+        Columns that each segment keeps. Every row must keep equally many in all.
+    dedup : {"strict", "soft", "off"}
+        Of the columns with equal segment and position, ``"strict"`` removes all but the best, and
+        ``"soft"`` multiplies the score of all but the best by `soft_weight`.
+    soft_weight : float
+        In ``[0, 1]``; used by ``"soft"``.
+    prior : Tensor [B, N] or [N], optional
+        Factor on each column's score, applied before anything else.
+    num_selected : int, optional
+        K, for callers that know it. Then nothing is read back from the device and the budgets are
+        trusted; otherwise they are checked and K is counted, which waits for the device.
+    backend : {"auto", "reference", "triton", "native"}
+
+    Returns
+    -------
+    LongTensor [B, K]
+        Kept columns, ascending; the same on every run and every backend for the same scores.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For arguments of the wrong type, dtype, shape or range, and (unless `num_selected` is given)
+        for a budget above the candidates of its segment, an id out of range, or rows that keep
+        different numbers.
+    RuntimeError
+        If the named backend cannot run.
+    """
+    checks.score_tensor(scores)
+    segments = checks.per_column("segments", segments, scores)
+    positions = checks.per_column("positions", positions, scores)
+    limits = checks.budget_table(budgets, scores)
+    choice("dedup", dedup, DEDUPLICATION)
+    number("soft_weight", soft_weight, low=0.0, high=1.0)
+    if prior is not None:
+        prior = checks.prior_table(prior, scores)
+    if num_selected is None:
+        num_selected = _count(segments, positions, limits, dedup)
+    elif integer("num_selected", num_selected, low=0) > scores.shape[1]:
+        raise ValueError(f"num_selected: expected at most the {scores.shape[1]} columns of scores, got {num_selected}")
+    run = implementation("select", backend)
+    return run(scores, segments, positions, limits, dedup=dedup, soft_weight=soft_weight, prior=prior, num_selected=num_selected)
+
+
+def gather(indices: Tensor, *tensors: Tensor, dims: int | Sequence[int | tuple[int, int]], backend: str = "auto") -> tuple[Tensor, ...]:
+    """Move the tokens `indices` of every tensor together (``algorithm.md``, step 9).
+
+    Parameters
+    ----------
+    indices : LongTensor [B, K]
+        Tokens to take, per batch row. On a GPU they are not checked against the tensors' length.
+    *tensors : Tensor
+        Anything that travels with a token, of any dtype, number of dimensions and strides.
+    dims : int, or a sequence with one entry per tensor
+        Token dimension of each tensor (an int stands for all); its batch dimension is 0, or is named by
+        a pair ``(batch, token)``, for instance ``(1, 2)`` for position ids of shape [3, B, T]. A batch
+        dimension of size 1 is broadcast to B. With ``B == 1`` any tensor will do: all its batch-like
+        dimensions take the same tokens.
+    backend : {"auto", "reference", "triton", "native"}
+
+    Returns
+    -------
+    tuple of Tensor
+        Contiguous, with K in place of the token dimension (and B in place of the batch dimension).
+
+    Raises
+    ------
+    TypeError, ValueError
+        For arguments of the wrong type, shape or range; the message names the tensor.
+    RuntimeError
+        If the named backend cannot run.
+    """
+    pairs = checks.gather_inputs(indices, tensors, dims)
+    return implementation("gather", backend)(indices, tensors, pairs)
+
+
+def prune(
+    query: Tensor,
+    key: Tensor,
+    tensors: Sequence[Tensor],
+    stage: Stage,
+    *,
+    dims: int | Sequence[int | tuple[int, int]],
+    segments: Tensor,
+    positions: Tensor,
+    query_start: int,
+    key_range: tuple[int, int],
+    sequence_start: int = 0,
+    scale: float | None = None,
+    lse: Tensor | None = None,
+    key_mask: Tensor | None = None,
+    query_mask: Tensor | None = None,
+    scores: Tensor | None = None,
+    dedup: str = "strict",
+    soft_weight: float = 0.0,
+    prior: Tensor | None = None,
+    budgets: Tensor | None = None,
+    num_selected: int | None = None,
+    backend: str = "auto",
+    on_phase: Callable[[str], None] | None = None,
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """One whole pruning stage: score, select, gather (``algorithm.md``, steps 4 to 9).
+
+    The sequence is ``[sequence_start, N)`` of the keys' coordinates; everything outside `key_range` is
+    text and survives.
+
+    Parameters
+    ----------
+    query : Tensor [B, Hq, T, D]
+        The rows that score.
+    key, query_start, key_range, scale, lse, key_mask, query_mask
+        As for `column_sums`.
+    tensors : sequence of Tensor
+        What travels with the ``L = N − sequence_start`` tokens of the sequence.
+    stage : Stage
+        One stage of a plan; its budgets hold for every batch row.
+    dims : int or sequence
+        As for `gather`.
+    segments, positions, dedup, soft_weight, prior
+        As for `select`, one entry per column of `key_range`.
+    sequence_start : int
+        Key coordinate of the first token of `tensors`: the length of the cache before this prompt.
+    scores : Tensor [B, v1-v0], optional
+        Scores to use instead of the attention's; `query` is then not read.
+    budgets : LongTensor [S], optional
+        ``stage.budgets`` on the device, for callers that keep them there; copied there if absent.
+    num_selected : int, optional
+        Surviving columns of `key_range`, always-kept ones included. As in `select`: given, nothing
+        waits for the device; absent, it is counted.
+    on_phase : callable, optional
+        Called with ``"score"``, ``"select"``, ``"compact"`` after each phase was launched.
+
+    Returns
+    -------
+    indices : LongTensor [B, M]
+        Surviving tokens of the sequence, text included, ascending.
+    tensors : tuple of Tensor
+        `tensors` at `indices`.
+
+    Raises
+    ------
+    TypeError, ValueError, RuntimeError
+        As for the single operations.
+    """
+    if not isinstance(stage, Stage):
+        raise TypeError(f"stage: expected a Stage of a plan, got {type(stage).__name__}")
+    checks.attention_inputs(query, key, query_start, scale, key_mask)
+    first, last = checks.column_range(key_range, key.shape[2])
+    if integer("sequence_start", sequence_start, low=0) > first:
+        raise ValueError(f"sequence_start: expected at most key_range[0] = {first}, got {sequence_start}")
+    length = key.shape[2] - sequence_start
+    report = on_phase or (lambda phase: None)
+    if scores is None:
+        scores = column_sums(
+            query, key, query_start=query_start, key_range=key_range, scale=scale, lse=lse, key_mask=key_mask, query_mask=query_mask,
+            backend=backend,
+        )  # fmt: skip
+    elif scores.shape != (key.shape[0], last - first):
+        raise ValueError(f"scores: expected shape {[key.shape[0], last - first]}, got {list(scores.shape)}")
+    report("score")
+    limits = torch.tensor(stage.budgets, device=key.device) if budgets is None else budgets
+    columns = select(
+        scores, segments, positions, limits, dedup=dedup, soft_weight=soft_weight, prior=prior, num_selected=num_selected,
+        backend=backend,
+    )  # fmt: skip
+    before = torch.arange(first - sequence_start, device=key.device).expand(len(columns), -1)
+    after = torch.arange(last - sequence_start, length, device=key.device).expand(len(columns), -1)
+    indices = torch.cat([before, columns + (first - sequence_start), after], dim=1)
+    report("select")
+    pairs = checks.gather_inputs(indices, tensors, dims, length=length)
+    moved = implementation("gather", backend)(indices, tuple(tensors), pairs)
+    report("compact")
+    return indices, moved
+
+
+def _count(segments: Tensor, positions: Tensor, budgets: Tensor, dedup: str) -> int:
+    """K, after checking that every segment can fill its budget. Waits for the device."""
+    num_segments = budgets.shape[1]
+    low, high = (int(segments.min()), int(segments.max())) if segments.numel() else (-1, -1)
+    if low < -1 or high >= num_segments:
+        raise ValueError(f"segments: expected ids from -1 to {num_segments - 1}, the budgets given, got {low if low < -1 else high}")
+    if budgets.numel() and int(budgets.min()) < 0:
+        raise ValueError(f"budgets: expected at least 0, got {int(budgets.min())}")
+    counts = reference.count_selectable(segments, positions, num_segments, strict=dedup == "strict")
+    short = (budgets > counts[:, :-1]).nonzero()
+    if len(short):
+        row, segment = short[0].tolist()
+        candidates = "distinct positions" if dedup == "strict" else "columns"
+        raise ValueError(
+            f"budgets: segment {segment} of batch row {row} has {int(counts[row, segment])} {candidates}, fewer than its budget "
+            f"{int(budgets[row, segment])}"
+        )
+    totals = (budgets.sum(1) + counts[:, -1]).tolist()
+    if len(set(totals)) > 1:
+        raise ValueError(f"budgets: every batch row must keep equally many columns, got {totals}")
+    return totals[0] if totals else 0

@@ -1,0 +1,143 @@
+"""The operations in plain PyTorch: the definition in code, that every faster backend is tested against.
+
+Any device; arithmetic in float32, or in float64 for float64 input. No tensor shape depends on data
+and nothing waits for the device. Arguments arrive checked (``functional.py``).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+NEG_INF = float("-inf")
+
+
+def visible_logits(query: Tensor, key: Tensor, query_start: int, first_key: int, scale: float, key_mask: Tensor | None) -> Tensor:
+    """Scaled scores [B, Hkv, G, T, N] of every row against ``key``, −inf where the row may not look.
+
+    ``key`` holds the keys from coordinate ``first_key`` on.
+    """
+    batch, query_heads, rows, dim = query.shape
+    kv_heads, columns = key.shape[1], key.shape[2]
+    dtype = torch.promote_types(query.dtype, torch.float32)
+    # The heads that share a key head become rows of one matrix product; keys are never repeated.
+    packed = query.to(dtype).reshape(batch, kv_heads, query_heads // kv_heads * rows, dim)  # [B, Hkv, G·T, D]
+    logits = (packed @ key.to(dtype).transpose(-1, -2) * scale).view(batch, kv_heads, -1, rows, columns)
+    row = torch.arange(rows, device=query.device) + query_start
+    column = torch.arange(columns, device=query.device) + first_key
+    visible = column <= row[:, None]  # [T, N]
+    if key_mask is not None:
+        visible = visible & key_mask[:, None, None, None, :]
+    return logits.masked_fill(~visible, NEG_INF)
+
+
+def row_lse(query: Tensor, key: Tensor, *, query_start: int, scale: float, key_mask: Tensor | None) -> Tensor:
+    """Natural-log LSE [B, Hq, T] of each row's visible scores, −inf for a row that sees nothing."""
+    return visible_logits(query, key, query_start, 0, scale, key_mask).logsumexp(-1).flatten(1, 2)
+
+
+def column_sums(
+    query: Tensor,
+    key: Tensor,
+    *,
+    query_start: int,
+    key_range: tuple[int, int],
+    scale: float,
+    lse: Tensor | None,
+    key_mask: Tensor | None,
+    query_mask: Tensor | None,
+) -> Tensor:
+    """Mean over heads and rows of the softmax probabilities of the columns in ``key_range``."""
+    if lse is None:
+        lse = row_lse(query, key, query_start=query_start, scale=scale, key_mask=key_mask)
+    first, last = key_range
+    logits = visible_logits(query, key[:, :, first:last], query_start, first, scale, None if key_mask is None else key_mask[:, first:last])
+    lse = lse.to(logits.dtype).reshape(*logits.shape[:-1], 1)
+    # A row that sees nothing has lse = −inf; exp(x − inf) makes it contribute 0 instead of NaN.
+    probability = (logits - lse.masked_fill(lse == NEG_INF, float("inf"))).exp()  # [B, Hkv, G, T, v1-v0]
+    heads, rows = query.shape[1], query.shape[2]
+    if query_mask is None:
+        return probability.sum((1, 2, 3)) / (heads * rows)
+    # where, not a product: a masked row may hold NaN.
+    probability = probability.sum((1, 2)).masked_fill(~query_mask[:, :, None], 0.0)
+    return probability.sum(1) / (heads * query_mask.sum(1, keepdim=True).clamp(min=1))
+
+
+def select(
+    scores: Tensor,
+    segments: Tensor,
+    positions: Tensor,
+    budgets: Tensor,
+    *,
+    dedup: str,
+    soft_weight: float,
+    prior: Tensor | None,
+    num_selected: int,
+) -> Tensor:
+    """Debias and select (``algorithm.md``, steps 5 to 8) by sorting; see `functional.select`."""
+    columns = scores.shape[1]
+    if prior is not None:
+        scores = scores * prior
+    order = _rank(scores)
+    if dedup != "off":
+        first = _is_first_of_group(order, segments, positions)
+        if dedup == "soft":
+            scores = torch.where(first, scores, scores * soft_weight)
+            order = _rank(scores)
+        else:  # the removed go behind every candidate of their segment
+            order = _stable_sort(order, (~first).to(torch.int64))
+    order = _stable_sort(order, segments)
+    # Columns now stand by segment, best first; a column's rank is its distance from its segment's start.
+    segment = segments.gather(1, order)
+    start = torch.searchsorted(segment, segment)
+    rank = torch.arange(columns, device=scores.device) - start
+    budget = budgets.gather(1, segment.clamp(min=0)) if budgets.shape[1] else torch.zeros_like(segment)
+    kept = (rank < budget) | (segment < 0)
+    # The kept columns' own numbers, ascending; the others are sent behind them and cut off.
+    return torch.where(kept, order, columns).sort(dim=1).values[:, :num_selected]
+
+
+def count_selectable(segments: Tensor, positions: Tensor, num_segments: int, *, strict: bool) -> Tensor:
+    """Per row, the candidates of each segment and, last, the always-kept columns: [B, num_segments + 1]."""
+    order = torch.arange(segments.shape[1], device=segments.device).expand_as(segments)
+    counted = _is_first_of_group(order, segments, positions) | (segments < 0) if strict else torch.ones_like(segments, dtype=torch.bool)
+    slot = torch.where(segments < 0, num_segments, segments)
+    return torch.zeros(len(segments), num_segments + 1, dtype=torch.int64, device=segments.device).scatter_add_(1, slot, counted.long())
+
+
+def _rank(scores: Tensor) -> Tensor:
+    """Column numbers [B, N] by falling score; equal scores by rising column, NaN behind everything."""
+    nan = scores.isnan()
+    order = scores.masked_fill(nan, NEG_INF).sort(dim=1, descending=True, stable=True).indices
+    return _stable_sort(order, nan.to(torch.int64))
+
+
+def _stable_sort(order: Tensor, by: Tensor) -> Tensor:
+    """`order` sorted by ``by[order]``, ascending; what is equal stays as it was."""
+    return order.gather(1, by.gather(1, order).sort(dim=1, stable=True).indices)
+
+
+def _is_first_of_group(order: Tensor, segments: Tensor, positions: Tensor) -> Tensor:
+    """Per column [B, N]: does it come first, in `order`, among those of its (segment, position)?"""
+    order = _stable_sort(_stable_sort(order, positions), segments)
+    changes = [ids.gather(1, order).diff(dim=1, prepend=ids.new_full((len(ids), 1), -2)) != 0 for ids in (segments, positions)]
+    return torch.empty_like(changes[0]).scatter_(1, order, changes[0] | changes[1])
+
+
+def gather(indices: Tensor, tensors: Sequence[Tensor], dims: Sequence[tuple[int, int]]) -> tuple[Tensor, ...]:
+    """Of each tensor, the tokens `indices`; ``dims`` holds each one's (batch, token) dimension."""
+    return tuple(_gather(indices, tensor, batch, token) for tensor, (batch, token) in zip(tensors, dims, strict=True))
+
+
+def _gather(indices: Tensor, tensor: Tensor, batch: int, token: int) -> Tensor:
+    if len(indices) == 1:
+        return tensor.index_select(token, indices[0])
+    shape = list(tensor.shape)
+    shape[batch], shape[token] = indices.shape
+    tensor = tensor.expand(*[shape[d] if d == batch else n for d, n in enumerate(tensor.shape)])
+    view = [1] * tensor.dim()
+    view[batch], view[token] = indices.shape
+    lined_up = indices if batch < token else indices.T
+    return tensor.gather(token, lined_up.reshape(view).expand(shape))

@@ -1,0 +1,293 @@
+"""The plan: for every stage and segment an integer budget, decided on the host before the decoder runs.
+
+Nothing here depends on attention, so no tensor shape in the decoder depends on data
+(``algorithm.md``, step 3 and "The plan").
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from adatp_kernels.config import AdaTPConfig
+from adatp_kernels.errors import integer, number
+from adatp_kernels.layout import VisualLayout
+from adatp_kernels.segments import check_segments
+
+# How far the planned share of the FLOPs may lie above a target before the target counts as unreachable.
+TOLERANCE = 0.005
+
+
+@dataclass(frozen=True)
+class Stage:
+    """One pruning point: it scores in decoder layer `layer` and drops before layer ``layer + 1``.
+
+    Attributes
+    ----------
+    layer : int
+        Decoder layer, from zero.
+    budgets : tuple of int
+        Visual tokens that each segment keeps.
+    total : int
+        Their sum, the visual tokens that enter layer ``layer + 1``.
+    """
+
+    layer: int
+    budgets: tuple[int, ...]
+    total: int
+
+
+@dataclass(frozen=True)
+class PruningPlan:
+    """How many visual tokens survive each stage; host integers only.
+
+    Attributes
+    ----------
+    stages : tuple of Stage
+        In layer order.
+    tokens_per_layer : tuple of int
+        Visual tokens that enter each decoder layer.
+    flops_ratio : float
+        FLOPs of the visual tokens under this plan, as a share of the unpruned ones.
+    target_flops : float or None
+        What was asked for; None with an explicit schedule.
+    alpha : float or None
+        The solved parameter of the schedule; None with an explicit schedule.
+    capped : bool
+        Whether the segments' caps (spatial deduplication) keep some stage below its schedule. Then
+        `flops_ratio` may lie below `target_flops`: there is nothing left to spend it on.
+    """
+
+    stages: tuple[Stage, ...]
+    tokens_per_layer: tuple[int, ...]
+    flops_ratio: float
+    target_flops: float | None
+    alpha: float | None
+    capped: bool
+
+    def describe(self) -> str:
+        """The plan in one line."""
+        kept = f"{self.tokens_per_layer[0]} → {self.tokens_per_layer[-1]} visual tokens in {len(self.stages)} stages"
+        target = "explicit schedule" if self.target_flops is None else f"target {self.target_flops:.3f}"
+        caps = "; spatial deduplication caps the segments, so less is kept than scheduled" if self.capped else ""
+        return f"{kept}, {self.flops_ratio:.3f} of the FLOPs ({target}{caps})"
+
+
+def visual_flops(tokens: float, *, hidden_size: int, key_width: int, mlp_width: int) -> float:
+    """FLOPs that visual tokens cost in one decoder layer, as multiply-accumulates.
+
+    ``2·n·D·(h_kv·d) + 2·n·D² + 2·n²·D + 3·n·D·D'`` (``algorithm.md``, "The plan").
+
+    Parameters
+    ----------
+    tokens : float
+        Number of visual tokens n, at least 0.
+    hidden_size : int
+        D.
+    key_width : int
+        ``h_kv·d``: key-value heads times head dimension.
+    mlp_width : int
+        D', the width of the gated MLP.
+    """
+    n = number("tokens", tokens, low=0.0)
+    d = integer("hidden_size", hidden_size, low=1)
+    projections = 2 * n * d * integer("key_width", key_width, low=1) + 2 * n * d * d
+    return projections + 2 * n * n * d + 3 * n * d * integer("mlp_width", mlp_width, low=1)
+
+
+def flops_ratio(tokens_per_layer: Sequence[float], *, hidden_size: int, key_width: int, mlp_width: int) -> float:
+    """FLOPs of `tokens_per_layer` visual tokens as a share of what layer 0's number would cost in all layers."""
+    cost = [visual_flops(n, hidden_size=hidden_size, key_width=key_width, mlp_width=mlp_width) for n in tokens_per_layer]
+    return sum(cost) / (cost[0] * len(cost))
+
+
+def make_plan(
+    config: AdaTPConfig,
+    layout: VisualLayout,
+    segments: Tensor,
+    salient: Tensor | None = None,
+    *,
+    num_layers: int,
+    hidden_size: int,
+    key_width: int,
+    mlp_width: int,
+) -> PruningPlan:
+    """Decide how many tokens every segment keeps at every stage.
+
+    Parameters
+    ----------
+    config : AdaTPConfig
+    layout : VisualLayout
+        The prompt's visual tokens.
+    segments : LongTensor [num_frames]
+        Segment of each frame, as `segment_frames` returns it. On a GPU this is the one place that
+        waits for the device, before the decoder runs.
+    salient : BoolTensor [num_segments], optional
+        Segments the text asks about; none by default.
+    num_layers, hidden_size, key_width, mlp_width : int
+        The decoder; see `visual_flops`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For malformed arguments, and if `config.target_flops` is below what the layers before the
+        first stage cost alone.
+    """
+    if not isinstance(config, AdaTPConfig):
+        raise TypeError(f"config: expected an AdaTPConfig, got {type(config).__name__}")
+    if not isinstance(layout, VisualLayout):
+        raise TypeError(f"layout: expected a VisualLayout, got {type(layout).__name__}")
+    frames = check_segments(segments)
+    if len(frames) != layout.num_frames:
+        raise ValueError(f"segments: expected one entry for each of the layout's {layout.num_frames} frames, got {len(frames)}")
+    num_segments = int(frames[-1]) + 1
+    boosts = _boosts(salient, num_segments, config.salient_boost)
+    decoder = {"hidden_size": hidden_size, "key_width": key_width, "mlp_width": mlp_width}
+    visual_flops(len(layout), **decoder)  # checks the three before any work
+    layers = config.stage_layers(num_layers)
+
+    sizes, cells = _sizes(layout, frames, num_segments)
+    caps = cells if config.spatial_dedup == "strict" else sizes
+    schedule = _Schedule(config, len(layout), sum(caps), layers, num_layers, decoder)
+    alpha = schedule.solve() if isinstance(config.schedule, str) else None
+    totals = schedule.totals(alpha)
+
+    stages = []
+    limits: Sequence[int] = caps
+    weights = [size * boost for size, boost in zip(sizes, boosts, strict=True)]
+    for layer, total in zip(layers, totals, strict=True):
+        limits = allocate(total, weights, limits)
+        stages.append(Stage(layer, tuple(limits), total))
+    per_layer = schedule.tokens_per_layer(totals)
+    return PruningPlan(
+        stages=tuple(stages),
+        tokens_per_layer=per_layer,
+        flops_ratio=flops_ratio(per_layer, **decoder),
+        target_flops=config.target_flops,
+        alpha=alpha,
+        capped=any(want > got for want, got in zip(schedule.wanted(alpha), totals, strict=True)),
+    )
+
+
+def allocate(total: int, weights: Sequence[float], caps: Sequence[int]) -> list[int]:
+    """Share `total` out in proportion to `weights`, never above `caps`: water-filling, then rounding.
+
+    Every segment whose cap allows it gets at least 1 while `total` suffices; the real-valued shares
+    are rounded down and what is left goes to the largest remainders, ties to the earlier segment. If
+    the caps sum to less than `total`, the caps are the result.
+
+    Parameters
+    ----------
+    total : int
+        At least 0.
+    weights : sequence of float
+        Positive.
+    caps : sequence of int
+        At least 0.
+    """
+    if total >= sum(caps):
+        return list(caps)
+    floors = [min(1, cap) for cap in caps] if total >= len(caps) else [0] * len(caps)
+    level = _water_level(total, weights, floors, caps)
+    shares = [min(max(level * w, low), cap) for w, low, cap in zip(weights, floors, caps, strict=True)]
+    result = [math.floor(share + 1e-9) for share in shares]
+    by_remainder = sorted(range(len(caps)), key=lambda s: (round(result[s] - shares[s], 9), s))
+    left = total - sum(result)
+    while left > 0:
+        for s in by_remainder:
+            if left and result[s] < caps[s]:
+                result[s] += 1
+                left -= 1
+    return result
+
+
+def _water_level(total: int, weights: Sequence[float], floors: Sequence[int], caps: Sequence[int]) -> float:
+    """The level λ at which ``Σ clamp(λ·w, floor, cap)`` is `total`; exact, by the function's breakpoints."""
+    # Between neighbouring breakpoints the sum is linear: slope = weights that are above floor and below cap.
+    events = sorted(
+        [(low / w, w) for w, low in zip(weights, floors, strict=True)] + [(cap / w, -w) for w, cap in zip(weights, caps, strict=True)]
+    )
+    level, filled, slope = 0.0, float(sum(floors)), 0.0
+    for breakpoint_level, change in events:
+        step = (breakpoint_level - level) * slope
+        if filled + step >= total and slope > 0:
+            break
+        level, filled, slope = breakpoint_level, filled + step, slope + change
+    return level + (total - filled) / slope if slope > 0 else level
+
+
+class _Schedule:
+    """Totals per stage as a function of one number α, and the α that meets the FLOPs target."""
+
+    def __init__(
+        self, config: AdaTPConfig, tokens: int, cap: int, layers: tuple[int, ...], num_layers: int, decoder: dict[str, int]
+    ) -> None:
+        self.config, self.tokens, self.cap = config, tokens, cap
+        self.layers, self.num_layers, self.decoder = layers, num_layers, decoder
+
+    def wanted(self, alpha: float | None) -> list[int]:
+        """Totals as scheduled, before the caps."""
+        stages = range(1, len(self.layers) + 1)
+        if not isinstance(self.config.schedule, str):
+            shares: Sequence[float] = self.config.schedule
+            least = 0  # a caller who writes the schedule out may drop everything
+        else:
+            assert alpha is not None
+            linear = self.config.schedule == "linear"
+            shares = [1 - (1 - alpha) * i / len(stages) if linear else alpha**i for i in stages]
+            least = 1
+        return [max(least, math.floor(self.tokens * share + 0.5)) for share in shares]
+
+    def totals(self, alpha: float | None) -> list[int]:
+        """Totals that the caps allow."""
+        return [min(want, self.cap) for want in self.wanted(alpha)]
+
+    def tokens_per_layer(self, totals: Sequence[int]) -> tuple[int, ...]:
+        """Visual tokens that enter each layer when the stages keep `totals`."""
+        entering = [self.tokens] * self.num_layers
+        for layer, total in zip(self.layers, totals, strict=True):
+            entering[layer + 1 :] = [total] * (self.num_layers - layer - 1)
+        return tuple(entering)
+
+    def solve(self) -> float:
+        """The α whose plan comes nearest to `target_flops`, by bisection; the ratio rises with α."""
+        target = self.config.target_flops
+        assert target is not None
+        ratio = lambda alpha: flops_ratio(self.tokens_per_layer(self.totals(alpha)), **self.decoder)  # noqa: E731
+        least = ratio(0.0)
+        if least > target + TOLERANCE:
+            raise ValueError(
+                f"target_flops: {target} cannot be reached with {self.tokens} visual tokens and stages after layers "
+                f"{list(self.layers)} of {self.num_layers}: the least is {least:.3f}. Raise target_flops or prune after an earlier layer"
+            )
+        low, high = 0.0, 1.0
+        if ratio(high) <= target:
+            return high
+        for _ in range(60):
+            middle = (low + high) / 2
+            low, high = (middle, high) if ratio(middle) <= target else (low, middle)
+        return low if target - ratio(low) <= ratio(high) - target else high
+
+
+def _boosts(salient: Tensor | None, num_segments: int, boost: float) -> list[float]:
+    if salient is None:
+        return [1.0] * num_segments
+    flags = torch.as_tensor(salient)
+    if flags.dtype != torch.bool:
+        raise TypeError(f"salient: expected booleans, got {flags.dtype}")
+    if list(flags.shape) != [num_segments]:
+        raise ValueError(f"salient: expected one entry per segment, shape [{num_segments}], got {list(flags.shape)}")
+    return [boost if flag else 1.0 for flag in flags.tolist()]
+
+
+def _sizes(layout: VisualLayout, frames: Tensor, num_segments: int) -> tuple[list[int], list[int]]:
+    """Per segment: its tokens, and the distinct positions among them."""
+    segment = frames[layout.frame]
+    sizes = torch.bincount(segment, minlength=num_segments)
+    span = int(layout.position.max()) + 1
+    cells = torch.bincount(torch.unique(segment * span + layout.position) // span, minlength=num_segments)
+    return sizes.tolist(), cells.tolist()

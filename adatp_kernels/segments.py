@@ -1,0 +1,93 @@
+"""Frames to segments, and text relevance to salient segments (``algorithm.md``, steps 1 and 2)."""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from adatp_kernels.errors import number
+
+
+def segment_frames(features: Tensor, threshold: float = 0.95) -> Tensor:
+    """Split a video into runs of consecutive frames that look alike (step 1).
+
+    Parameters
+    ----------
+    features : Tensor [n, d]
+        One feature vector per frame, any floating dtype, any device.
+    threshold : float
+        Neighbouring frames are in one segment iff the cosine of their features is at least this.
+        In ``[-1, 1]``; a zero vector has cosine 0 with everything.
+
+    Returns
+    -------
+    LongTensor [n]
+        Segment of each frame, from 0, on the device of `features`. Nothing is read back to the host.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If `features` is no floating tensor of shape [n, d] with n ≥ 1, or `threshold` is out of range.
+    """
+    number("threshold", threshold, low=-1.0, high=1.0)
+    if not isinstance(features, Tensor) or not features.is_floating_point():
+        raise TypeError(f"features: expected a floating-point tensor, got {getattr(features, 'dtype', type(features).__name__)}")
+    if features.dim() != 2 or features.shape[0] == 0 or features.shape[1] == 0:
+        raise ValueError(f"features: expected shape [n, d] with at least one frame, got {list(features.shape)}")
+    unit = F.normalize(features.to(torch.promote_types(features.dtype, torch.float32)), dim=-1)
+    # Rounding may push a cosine just past ±1; a threshold of exactly ±1 must still mean what it says.
+    cosine = (unit[1:] * unit[:-1]).sum(-1).clamp(-1.0, 1.0)
+    # "not (>=)" rather than "<": a NaN feature (cosine NaN) starts a segment of its own.
+    cuts = ~(cosine >= threshold)
+    return F.pad(cuts.to(torch.int64).cumsum(0), (1, 0))
+
+
+def salient_segments(segments: Tensor, relevance: Tensor) -> Tensor:
+    """Which segments the text asks about (step 2): those at least as relevant as the mean segment.
+
+    Parameters
+    ----------
+    segments : LongTensor [n]
+        Segment of each frame, as `segment_frames` returns it.
+    relevance : Tensor [n]
+        Relevance of each frame to the text, for instance the cosine of paired text and image features.
+
+    Returns
+    -------
+    BoolTensor [m]
+        One entry per segment, on the host.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If the shapes differ, `segments` is malformed or `relevance` is not finite.
+    """
+    ids = check_segments(segments)
+    scores = torch.as_tensor(relevance)
+    if scores.dtype == torch.bool or scores.is_complex():
+        raise TypeError(f"relevance: expected real numbers, got {scores.dtype}")
+    if scores.shape != ids.shape:
+        raise ValueError(f"relevance: expected one score per frame, shape {list(ids.shape)}, got {list(scores.shape)}")
+    scores = scores.to("cpu", torch.float64)
+    if not bool(scores.isfinite().all()):
+        raise ValueError("relevance: expected finite scores, got NaN or infinity")
+    frames = torch.bincount(ids)
+    mean = torch.zeros(len(frames), dtype=torch.float64).index_add_(0, ids, scores) / frames
+    # The mean of equal numbers can round to just above them; all must stay salient then.
+    threshold = mean.mean()
+    return (mean >= threshold) | torch.isclose(mean, threshold, rtol=1e-12, atol=0.0)
+
+
+def check_segments(segments: Tensor) -> Tensor:
+    """`segments` on the host as int64, or an error: per frame, from 0, never falling or skipping."""
+    ids = torch.as_tensor(segments)
+    if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
+        raise TypeError(f"segments: expected integers, got {ids.dtype}")
+    if ids.dim() != 1 or ids.numel() == 0:
+        raise ValueError(f"segments: expected shape [n] with at least one frame, got {list(ids.shape)}")
+    ids = ids.to("cpu", torch.int64)
+    steps = ids.diff()
+    if int(ids[0]) != 0 or bool(((steps < 0) | (steps > 1)).any()):
+        raise ValueError("segments: expected segment numbers that start at 0 and never fall or skip one")
+    return ids
