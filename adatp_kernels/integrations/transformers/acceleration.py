@@ -133,6 +133,7 @@ class Acceleration:
         decoder = {name: width for name, width in self._pruner.decoder.items() if name != "num_layers"}
         return Report(
             plan=state.plan,
+            layout=done.layout,
             segments=tuple(state.segments_per_frame.tolist()),
             salient=state.salient,
             text_tokens=text_tokens,

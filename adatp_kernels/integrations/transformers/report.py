@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from adatp_kernels.layout import VisualLayout
 from adatp_kernels.plan import PruningPlan
 
 PHASES = ("score", "select", "compact")
@@ -59,6 +60,7 @@ class Report:
     Attributes
     ----------
     plan : PruningPlan
+    layout : VisualLayout
     segments : tuple of int
         Segment of each frame.
     salient : tuple of int
@@ -79,6 +81,7 @@ class Report:
     """
 
     plan: PruningPlan
+    layout: VisualLayout
     segments: tuple[int, ...]
     salient: tuple[int, ...]
     text_tokens: int

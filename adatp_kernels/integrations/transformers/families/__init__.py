@@ -27,6 +27,9 @@ class Family(Protocol):
     def vision_tower(self, model: Any) -> nn.Module:
         """The module that turns the frames into features."""
 
+    def num_video_tokens(self, model: Any, num_frames: int) -> int:
+        """How many video tokens the prompt of a video of `num_frames` frames holds."""
+
     def video(self, model: Any, arguments: dict[str, Any]) -> tuple[VisualLayout, Tensor] | None:
         """Layout, and frames [num_frames, 3, H, W], of the video in the base module's `arguments`; None without one."""
 

@@ -24,6 +24,9 @@ class LlavaOnevision:
     def vision_tower(self, model: Any) -> nn.Module:
         return self.base(model).vision_tower
 
+    def num_video_tokens(self, model: Any, num_frames: int) -> int:
+        return num_frames * self._cells(model) + 1
+
     def video(self, model: Any, arguments: dict[str, Any]) -> tuple[VisualLayout, Tensor] | None:
         pixels = arguments.get("pixel_values_videos")
         if pixels is None:
@@ -40,18 +43,21 @@ class LlavaOnevision:
             )
         if pixels.dim() != 5 or len(pixels) != 1:
             raise ValueError(f"pixel_values_videos: expected one video, shape [1, frames, 3, H, W], got {list(pixels.shape)}")
-        num_frames = pixels.shape[1]
-        vision = model.config.vision_config
-        side = -(-(vision.image_size // vision.patch_size) // 2)  # pooling halves the grid of patches, rounding up
-        cells = side * side
+        num_frames, cells = pixels.shape[1], self._cells(model)
         index = (ids[0] == model.config.video_token_id).nonzero()[:, 0].cpu()
-        if len(index) != num_frames * cells + 1:
+        expected = self.num_video_tokens(model, num_frames)
+        if len(index) != expected:
             raise ValueError(
-                f"input_ids: expected {num_frames} frames × {cells} + 1 = {num_frames * cells + 1} video tokens, got {len(index)}. "
+                f"input_ids: expected {num_frames} frames × {cells} + 1 = {expected} video tokens, got {len(index)}. "
                 "Chunked prefill (prefill_chunk_size) is not supported"
             )
         frame = torch.arange(num_frames).repeat_interleave(cells)
         return VisualLayout(index[:-1], frame, torch.arange(cells).repeat(num_frames)), pixels[0]
+
+    def _cells(self, model: Any) -> int:
+        vision = model.config.vision_config
+        side = -(-(vision.image_size // vision.patch_size) // 2)  # pooling halves the grid of patches, rounding up
+        return side * side
 
     def frame_features(self, model: Any, arguments: dict[str, Any], output: Any) -> Tensor:
         if output.pooler_output is not None:

@@ -1,0 +1,66 @@
+"""The command line: ``adatp demo`` does the main job, ``adatp doctor`` tells what runs here."""
+
+from __future__ import annotations
+
+import argparse
+import platform
+import sys
+from collections.abc import Sequence
+from importlib import metadata
+from pathlib import Path
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit code: 0, or 2 for a mistake of the user's."""
+    options = _parser().parse_args(arguments)
+    return options.run(options)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="adatp", description="Prune the visual tokens of a Video LLM, without training.")
+    commands = parser.add_subparsers(required=True, metavar="command")
+    demo = commands.add_parser("demo", help="ask a model about a video, with and without pruning")
+    demo.add_argument("--video", type=Path, help="video file; without it, a short clip is rendered first")
+    demo.add_argument("--question", default="What happens in the video?", help="what to ask (default: %(default)r)")
+    demo.add_argument("--model", help="Hugging Face checkpoint, directory or id; without it, a small one with random weights")
+    demo.add_argument("--frames", type=int, default=32, help="frames to sample evenly (default: %(default)s)")
+    demo.add_argument("--output", type=Path, default=Path("adatp-demo.png"), help="picture to write (default: %(default)s)")
+    demo.add_argument("--target-flops", type=float, default=0.273, help="share of the visual FLOPs to keep (default: %(default)s)")
+    demo.add_argument("--max-new-tokens", type=int, default=24, help="length of the answers (default: %(default)s)")
+    demo.add_argument("--repeats", type=int, default=5, help="timed runs of each (default: %(default)s)")
+    demo.set_defaults(run=_demo)
+    doctor = commands.add_parser("doctor", help="tell which versions, devices and backends are here")
+    doctor.set_defaults(run=_doctor)
+    return parser
+
+
+def _demo(options: argparse.Namespace) -> int:
+    try:
+        from adatp_kernels.demo.errors import DemoError
+        from adatp_kernels.demo.run import DemoOptions, run_demo
+    except ModuleNotFoundError as error:
+        print(f"error: the demo needs {error.name}: pip install 'adatp-kernels[demo]'", file=sys.stderr)
+        return 2
+    fields = {name: value for name, value in vars(options).items() if name != "run"}
+    try:
+        run_demo(DemoOptions(**fields))
+    except DemoError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _doctor(options: argparse.Namespace) -> int:
+    import torch
+
+    from adatp_kernels.ops import backend_report
+
+    print(f"python {platform.python_version()} on {platform.system()} {platform.machine()}")
+    for package in ("adatp-kernels", "torch", "triton", "transformers"):
+        try:
+            print(f"{package} {metadata.version(package)}")
+        except metadata.PackageNotFoundError:
+            print(f"{package} not installed")
+    print(f"CUDA device: {torch.cuda.get_device_name() if torch.cuda.is_available() else 'none'}")
+    print(f"backends, fastest first:\n{backend_report()}")
+    return 0

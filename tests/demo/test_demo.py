@@ -1,0 +1,144 @@
+"""The main job through the command line: with the built-in model, with a checkpoint of one's own, and with mistakes."""
+
+import json
+
+import numpy as np
+import pytest
+import tokenizers
+import torch
+import transformers
+from PIL import Image
+from small_models import CELLS, VIDEO, llava_onevision
+
+from adatp_kernels.cli import main
+from adatp_kernels.demo import models
+from adatp_kernels.demo.clip import render_clip
+from adatp_kernels.demo.picture import BORDERS, PAPER, draw_survivors
+
+
+@pytest.fixture(scope="module")
+def clip(tmp_path_factory):
+    path = tmp_path_factory.mktemp("video") / "clip.mp4"
+    render_clip(path, seconds_per_shot=0.3)
+    return path
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory):
+    """A local checkpoint as a user has it: configuration, weights, tokenizer, pixel statistics."""
+    path = tmp_path_factory.mktemp("checkpoint")
+    model = llava_onevision()
+    model.generation_config.suppress_tokens = None
+    model.save_pretrained(path)
+    words = {"<unk>": 0, "what": 1, "moves": 2, "user": 3, "assistant": 4, "ball": 5}
+    tokenizer = tokenizers.Tokenizer(tokenizers.models.WordLevel(words, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    fast = transformers.PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="<unk>")
+    fast.add_tokens([f"<extra{i}>" for i in range(len(words), VIDEO)] + ["<video>"], special_tokens=True)
+    assert fast.convert_tokens_to_ids("<video>") == VIDEO
+    fast.save_pretrained(path)
+    (path / "preprocessor_config.json").write_text(json.dumps({"image_mean": [0.4, 0.4, 0.4], "image_std": [0.2, 0.2, 0.2]}))
+    return path
+
+
+def run(capsys, *arguments):
+    code = main(["demo", *map(str, arguments)])
+    return code, capsys.readouterr()
+
+
+def test_checkpoint_and_video_of_ones_own(capsys, tmp_path, clip, checkpoint):
+    picture = tmp_path / "survivors.png"
+    code, printed = run(
+        capsys, "--model", checkpoint, "--video", clip, "--frames", 8, "--question", "what moves", "--target-flops", 0.35,
+        "--output", picture, "--repeats", 1, "--max-new-tokens", 3,
+    )  # fmt: skip
+    assert code == 0, printed.err
+    assert f"video: {clip}: 8 frames" in printed.out
+    assert "words mean nothing" not in printed.out
+    for line in ("segments", "entering each layer", "FLOPs of the visual tokens: planned", "question: what moves", "dense", "pruned"):
+        assert line in printed.out
+    image = np.asarray(Image.open(picture))
+    assert (image == np.array(BORDERS[0])).all(-1).any() and (image == np.array(PAPER)).all(-1).any()
+
+
+def test_built_in_model_says_what_is_real(capsys, tmp_path):
+    code, printed = run(capsys, "--output", tmp_path / "p.png", "--frames", 12, "--repeats", 1, "--max-new-tokens", 2)
+    assert code == 0, printed.err
+    assert "its words mean nothing" in printed.out and "rendered to H.264 just now" in printed.out
+    assert "12 frames in 12 segments" in printed.out  # one frame from each of the clip's twelve shots
+    assert "prefill, median of 1" in printed.out
+
+
+def test_prompt_and_pixels_of_a_checkpoint(checkpoint):
+    demo = models.load_model(str(checkpoint))
+    inputs = demo.inputs(np.full((3, 50, 80, 3), 255, np.uint8), "what moves")
+    ids = inputs["input_ids"][0].tolist()
+    assert ids.count(VIDEO) == 3 * CELLS + 1 and ids[-2:] != [VIDEO, VIDEO]
+    assert [i for i in ids if i != VIDEO].index(1) > 0  # the question stands after "user"
+    assert inputs["pixel_values_videos"].shape == (1, 3, 3, 42, 42)
+    assert torch.allclose(inputs["pixel_values_videos"], torch.tensor((1 - 0.4) / 0.2))
+
+
+def test_chat_template_is_used_where_there_is_one(checkpoint):
+    tokenizer = transformers.AutoTokenizer.from_pretrained(checkpoint)
+    tokenizer.chat_template = (
+        "{% for m in messages %}{{ m.role }} {% for c in m.content %}{{ '<video>' if c.type == 'video' else c.text }} {% endfor %}"
+        "{% endfor %}assistant"
+    )
+    assert models._encode(tokenizer, VIDEO, "what moves", 2).tolist() == [[3, VIDEO, VIDEO, 1, 2, 4]]
+
+
+def test_picture_lights_what_survived(tmp_path):
+    class Report:
+        layout = __import__("adatp_kernels").VisualLayout.grid(2, 4, 3)
+        segments = (0, 1)
+        survivors = ((1, torch.tensor([0, 1, 2, 4, 10, 11])),)  # cell 1 of frame 0 and cell 3 of frame 1
+
+    draw_survivors(tmp_path / "p.png", np.full((2, 30, 30, 3), 210, np.uint8), Report())
+    image = np.asarray(Image.open(tmp_path / "p.png"))
+    lit = (image == 210).all(-1)
+    lit[:34] = False  # the title
+    half = 112 // 2
+    top, left = 34, 6
+    quarter = (
+        lambda frame, row, column: lit[  # noqa: E731
+            top + row * half : top + (row + 1) * half, left + frame * 118 + column * half : left + frame * 118 + (column + 1) * half
+        ]
+    )
+    alive = {(f, r, c) for f in range(2) for r in range(2) for c in range(2) if quarter(f, r, c).all()}
+    assert alive == {(0, 0, 1), (1, 1, 1)}
+    assert lit.sum() == 2 * half * half
+
+
+def test_mistakes_end_with_one_line_and_code_2(capsys, tmp_path, clip, checkpoint):
+    (tmp_path / "notes.mp4").write_text("this is no video")
+    bert = tmp_path / "bert"
+    transformers.BertConfig().save_pretrained(bert)
+    mistakes = {
+        ("--video", tmp_path / "missing.mp4"): "no such video file",
+        ("--video", tmp_path / "notes.mp4"): "not a video",
+        ("--video", clip, "--frames", 0): "--frames: expected at least 1, got 0",
+        ("--video", clip, "--repeats", 0): "--repeats: expected at least 1, got 0",
+        ("--video", clip, "--max-new-tokens", 0): "--max-new-tokens: expected at least 1, got 0",
+        ("--video", clip, "--model", tmp_path / "nowhere"): "no such model",
+        ("--video", clip, "--model", bert): "family 'bert'; supported are ['llava_onevision']",
+        ("--video", clip, "--target-flops", 1.5): "target_flops: expected a number in (0.0, 1.0], got 1.5",
+        ("--video", clip, "--model", checkpoint, "--target-flops", 0.01): "target_flops: 0.01 cannot be reached",
+        ("--output", tmp_path / "no" / "p.png"): "no such directory",
+    }
+    for arguments, message in mistakes.items():
+        code, printed = run(capsys, *arguments)
+        assert code == 2 and message in printed.err, (arguments, printed.err)
+        assert printed.err.strip().count("\n") == 0 and printed.err.startswith("error: ")
+
+
+def test_unknown_options_end_with_code_2(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["demo", "--nonsense"])
+    assert stopped.value.code == 2
+
+
+def test_doctor_tells_the_backends(capsys):
+    assert main(["doctor"]) == 0
+    printed = capsys.readouterr().out
+    assert "reference  available" in printed and "torch 2" in printed and "triton     not available" in printed
