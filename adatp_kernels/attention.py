@@ -85,7 +85,9 @@ def flash_attention(
         checks.tensor("mask", mask, (torch.bool,), query.device)
         full = (query.shape[0], query.shape[1], query.shape[2], key.shape[2])
         if mask.dim() != 4 or any(size not in (1, whole) for size, whole in zip(mask.shape, full, strict=True)):
-            raise ValueError(f"mask: expected a shape broadcastable to [B, Hq, T, N] = {list(full)}, got {list(mask.shape)}")
+            raise ValueError(
+                f"mask: expected a shape broadcastable to [B, Hq, T, N] = {list(full)}, got {list(mask.shape)}"
+            )
         mask = mask.expand(*mask.shape[:2], *full[2:])
     call = _Call(query, key, value, bool(causal), scale, mask)
     choice("provider", provider, ("auto", *_PROVIDERS))
@@ -102,7 +104,9 @@ def _run_reference(call: _Call) -> tuple[Tensor, Tensor]:
     logits = reference.visible_logits(call.query, call.key, start, 0, call.scale, None)  # [B, Hkv, G, T, N]
     if call.mask is not None:
         mask = call.mask.expand(-1, call.query.shape[1], -1, -1) if call.mask.shape[1] > 1 else call.mask
-        logits = logits.masked_fill(~(mask.unflatten(1, logits.shape[1:3]) if mask.shape[1] > 1 else mask[:, :, None]), reference.NEG_INF)
+        logits = logits.masked_fill(
+            ~(mask.unflatten(1, logits.shape[1:3]) if mask.shape[1] > 1 else mask[:, :, None]), reference.NEG_INF
+        )
     lse = logits.logsumexp(-1)
     probability = (logits - lse.masked_fill(lse == reference.NEG_INF, float("inf"))[..., None]).exp()
     out = probability @ call.value.to(probability.dtype)[:, :, None]
@@ -138,10 +142,14 @@ def _run_torch(call: _Call) -> tuple[Tensor, Tensor]:
     if causal and call.offset:  # the operator aligns its own causal mask to the upper left
         lower_right = torch.ones(rows, columns, dtype=torch.bool, device=call.query.device).tril(call.offset)
         mask, causal = lower_right[None, None] if mask is None else mask & lower_right, False
-    bias = None if mask is None else torch.zeros(mask.shape, dtype=call.query.dtype).masked_fill(~mask, reference.NEG_INF)
+    bias = (
+        None if mask is None else torch.zeros(mask.shape, dtype=call.query.dtype).masked_fill(~mask, reference.NEG_INF)
+    )
     # The operator wants the innermost dimension contiguous; models always have it so.
     inputs = [t if t.stride(-1) == 1 else t.contiguous() for t in (call.query, call.key, call.value)]
-    out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(*inputs, 0.0, causal, attn_mask=bias, scale=call.scale)
+    out, lse = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
+        *inputs, 0.0, causal, attn_mask=bias, scale=call.scale
+    )
     if mask is not None:
         # With both a mask and its own causal rule a row may see nothing; the operator then returns an LSE of 0.
         if causal:
@@ -185,7 +193,9 @@ class _Provider:
 
 
 def _flash_attn(module: str, *architectures: int) -> _Provider:
-    return _Provider(lambda call: _refuses_flash_attn(module, architectures, call), lambda call: _run_flash_attn(module, call))
+    return _Provider(
+        lambda call: _refuses_flash_attn(module, architectures, call), lambda call: _run_flash_attn(module, call)
+    )
 
 
 # Fastest first; the last one runs anything.

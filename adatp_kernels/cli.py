@@ -17,15 +17,23 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(prog="adatp", description="Prune the visual tokens of a Video LLM, without training.")
+    parser = argparse.ArgumentParser(
+        prog="adatp", description="Prune the visual tokens of a Video LLM, without training."
+    )
     commands = parser.add_subparsers(required=True, metavar="command")
     demo = commands.add_parser("demo", help="ask a model about a video, with and without pruning")
     demo.add_argument("--video", type=Path, help="video file; without it, a short clip is rendered first")
     demo.add_argument("--question", default="What happens in the video?", help="what to ask (default: %(default)r)")
-    demo.add_argument("--model", help="Hugging Face checkpoint, directory or id; without it, a small one with random weights")
+    demo.add_argument(
+        "--model", help="Hugging Face checkpoint, directory or id; without it, a small one with random weights"
+    )
     demo.add_argument("--frames", type=int, default=32, help="frames to sample evenly (default: %(default)s)")
-    demo.add_argument("--output", type=Path, default=Path("adatp-demo.png"), help="picture to write (default: %(default)s)")
-    demo.add_argument("--target-flops", type=float, default=0.273, help="share of the visual FLOPs to keep (default: %(default)s)")
+    demo.add_argument(
+        "--output", type=Path, default=Path("adatp-demo.png"), help="picture to write (default: %(default)s)"
+    )
+    demo.add_argument(
+        "--target-flops", type=float, default=0.273, help="share of the visual FLOPs to keep (default: %(default)s)"
+    )
     demo.add_argument("--max-new-tokens", type=int, default=24, help="length of the answers (default: %(default)s)")
     demo.add_argument("--repeats", type=int, default=5, help="timed runs of each (default: %(default)s)")
     demo.set_defaults(run=_demo)

@@ -85,14 +85,18 @@ class AdaTPConfig:
         set_field("schedule", _schedule(self.schedule))
         if isinstance(self.schedule, str):
             if self.target_flops is None:
-                raise ValueError(f"target_flops: None is allowed only with an explicit schedule; schedule is {self.schedule!r}")
+                raise ValueError(
+                    f"target_flops: None is allowed only with an explicit schedule; schedule is {self.schedule!r}"
+                )
             set_field("target_flops", number("target_flops", self.target_flops, low=0.0, high=1.0, open_low=True))
         elif self.target_flops is not None:
             raise ValueError(
                 f"target_flops: an explicit schedule decides the FLOPs itself, so target_flops must be None; got {self.target_flops!r}"
             )
         elif not isinstance(self.stages, str) and len(self.stages) != len(self.schedule):
-            raise ValueError(f"schedule: {len(self.schedule)} kept shares for {len(self.stages)} stages; one per stage is needed")
+            raise ValueError(
+                f"schedule: {len(self.schedule)} kept shares for {len(self.stages)} stages; one per stage is needed"
+            )
         set_field("segment_threshold", number("segment_threshold", self.segment_threshold, low=-1.0, high=1.0))
         set_field("salient_boost", number("salient_boost", self.salient_boost, low=1.0))
         choice("spatial_dedup", self.spatial_dedup, DEDUPLICATION)
@@ -120,7 +124,9 @@ class AdaTPConfig:
         choice("name", name, PRESETS)
         if name == "adatp":
             return cls(target_flops=target_flops)
-        plain = cls(target_flops=target_flops, stages="single", segment_threshold=-1.0, spatial_dedup="off", queries="last")
+        plain = cls(
+            target_flops=target_flops, stages="single", segment_threshold=-1.0, spatial_dedup="off", queries="last"
+        )
         if name == "fastv":
             return plain
         if name == "pyramiddrop":
@@ -155,7 +161,9 @@ class AdaTPConfig:
                 f"{num_layers}; got {layers[-1]}"
             )
         if not isinstance(self.schedule, str) and len(self.schedule) != len(layers):
-            raise ValueError(f"schedule: {len(self.schedule)} kept shares for {len(layers)} stages; one per stage is needed")
+            raise ValueError(
+                f"schedule: {len(self.schedule)} kept shares for {len(layers)} stages; one per stage is needed"
+            )
         return layers
 
     def to_json(self) -> str:
@@ -199,7 +207,9 @@ def _schedule(value: Any) -> str | tuple[float, ...]:
     if isinstance(value, str):
         return choice("schedule", value, SCHEDULES)
     if not isinstance(value, Sequence) or not value:
-        raise TypeError(f"schedule: expected one of {list(SCHEDULES)} or a non-empty sequence of kept shares, got {value!r}")
+        raise TypeError(
+            f"schedule: expected one of {list(SCHEDULES)} or a non-empty sequence of kept shares, got {value!r}"
+        )
     shares = tuple(number("schedule", share, low=0.0, high=1.0) for share in value)
     if any(later > earlier for earlier, later in itertools.pairwise(shares)):
         raise ValueError(f"schedule: kept shares may not rise, got {list(value)}")

@@ -100,7 +100,9 @@ class VisualLayout:
             If a visual token lies beyond `length`.
         """
         if length <= int(self.index[-1]):
-            raise ValueError(f"length: the last visual token is number {int(self.index[-1])}, got a sequence of {length}")
+            raise ValueError(
+                f"length: the last visual token is number {int(self.index[-1])}, got a sequence of {length}"
+            )
         segment, position = torch.full((2, length), -1).unbind()
         segment[self.index] = segments.to("cpu", torch.int64)[self.frame]
         position[self.index] = self.position

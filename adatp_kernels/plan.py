@@ -101,7 +101,9 @@ def visual_flops(tokens: float, *, hidden_size: int, key_width: int, mlp_width: 
 
 def flops_ratio(tokens_per_layer: Sequence[float], *, hidden_size: int, key_width: int, mlp_width: int) -> float:
     """FLOPs of `tokens_per_layer` visual tokens as a share of what layer 0's number would cost in all layers."""
-    cost = [visual_flops(n, hidden_size=hidden_size, key_width=key_width, mlp_width=mlp_width) for n in tokens_per_layer]
+    cost = [
+        visual_flops(n, hidden_size=hidden_size, key_width=key_width, mlp_width=mlp_width) for n in tokens_per_layer
+    ]
     return sum(cost) / (cost[0] * len(cost))
 
 
@@ -143,7 +145,9 @@ def make_plan(
         raise TypeError(f"layout: expected a VisualLayout, got {type(layout).__name__}")
     frames = check_segments(segments)
     if len(frames) != layout.num_frames:
-        raise ValueError(f"segments: expected one entry for each of the layout's {layout.num_frames} frames, got {len(frames)}")
+        raise ValueError(
+            f"segments: expected one entry for each of the layout's {layout.num_frames} frames, got {len(frames)}"
+        )
     num_segments = int(frames[-1]) + 1
     boosts = _boosts(salient, num_segments, config.salient_boost)
     decoder = {"hidden_size": hidden_size, "key_width": key_width, "mlp_width": mlp_width}
@@ -209,7 +213,8 @@ def _water_level(total: int, weights: Sequence[float], floors: Sequence[int], ca
     """The level λ at which ``Σ clamp(λ·w, floor, cap)`` is `total`; exact, by the function's breakpoints."""
     # Between neighbouring breakpoints the sum is linear: slope = weights that are above floor and below cap.
     events = sorted(
-        [(low / w, w) for w, low in zip(weights, floors, strict=True)] + [(cap / w, -w) for w, cap in zip(weights, caps, strict=True)]
+        [(low / w, w) for w, low in zip(weights, floors, strict=True)]
+        + [(cap / w, -w) for w, cap in zip(weights, caps, strict=True)]
     )
     level, filled, slope = 0.0, float(sum(floors)), 0.0
     for breakpoint_level, change in events:
@@ -224,7 +229,13 @@ class _Schedule:
     """Totals per stage as a function of one number α, and the α that meets the FLOPs target."""
 
     def __init__(
-        self, config: AdaTPConfig, tokens: int, cap: int, layers: tuple[int, ...], num_layers: int, decoder: dict[str, int]
+        self,
+        config: AdaTPConfig,
+        tokens: int,
+        cap: int,
+        layers: tuple[int, ...],
+        num_layers: int,
+        decoder: dict[str, int],
     ) -> None:
         self.config, self.tokens, self.cap = config, tokens, cap
         self.layers, self.num_layers, self.decoder = layers, num_layers, decoder

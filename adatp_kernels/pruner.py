@@ -79,12 +79,19 @@ class AdaTPPruner(nn.Module):
                 state, (hidden, cos, sin) = pruner(state, query, key, (hidden, cos, sin), dims=1, lse=lse)
     """
 
-    def __init__(self, config: AdaTPConfig, *, num_layers: int, hidden_size: int, key_width: int, mlp_width: int) -> None:
+    def __init__(
+        self, config: AdaTPConfig, *, num_layers: int, hidden_size: int, key_width: int, mlp_width: int
+    ) -> None:
         super().__init__()
         if not isinstance(config, AdaTPConfig):
             raise TypeError(f"config: expected an AdaTPConfig, got {type(config).__name__}")
         self.config = config
-        self.decoder = {"num_layers": num_layers, "hidden_size": hidden_size, "key_width": key_width, "mlp_width": mlp_width}
+        self.decoder = {
+            "num_layers": num_layers,
+            "hidden_size": hidden_size,
+            "key_width": key_width,
+            "mlp_width": mlp_width,
+        }
         for name, value in self.decoder.items():
             integer(name, value, low=1)
         config.stage_layers(num_layers)
@@ -147,7 +154,9 @@ class AdaTPPruner(nn.Module):
         segment_ids, positions = layout.table(frames, length)
         first, last = layout.key_range
         if last == length and self.config.score == "attention":
-            raise ValueError(f"length: no text token follows the last visual token (number {last - 1}), so there is no row to score with")
+            raise ValueError(
+                f"length: no text token follows the last visual token (number {last - 1}), so there is no row to score with"
+            )
 
         # A stage that drops nothing need not run. All budgets go to the device in one copy.
         totals = [len(layout), *(stage.total for stage in plan.stages)]
@@ -224,11 +233,17 @@ class AdaTPPruner(nn.Module):
             raise RuntimeError("state: all stages are done (next_layer is None)")
         checks.attention_inputs(query, key, 0, scale, None)
         if query.shape[2] != state.length:
-            raise ValueError(f"query: expected the {state.length} rows that are left of the prompt, got shape {list(query.shape)}")
+            raise ValueError(
+                f"query: expected the {state.length} rows that are left of the prompt, got shape {list(query.shape)}"
+            )
         if key.shape[2] < state.length:
-            raise ValueError(f"key: expected at least the {state.length} tokens that are left, got shape {list(key.shape)}")
+            raise ValueError(
+                f"key: expected at least the {state.length} tokens that are left, got shape {list(key.shape)}"
+            )
         if query.shape[0] != len(state.kept):
-            raise ValueError(f"query: expected the batch size {len(state.kept)} that begin was given, got {query.shape[0]}")
+            raise ValueError(
+                f"query: expected the batch size {len(state.kept)} that begin was given, got {query.shape[0]}"
+            )
         stage, budgets = state._remaining[0]
         first, last = state.key_range
         older = key.shape[2] - state.length

@@ -32,7 +32,9 @@ def segment_frames(features: Tensor, threshold: float = 0.95) -> Tensor:
     """
     number("threshold", threshold, low=-1.0, high=1.0)
     if not isinstance(features, Tensor) or not features.is_floating_point():
-        raise TypeError(f"features: expected a floating-point tensor, got {getattr(features, 'dtype', type(features).__name__)}")
+        raise TypeError(
+            f"features: expected a floating-point tensor, got {getattr(features, 'dtype', type(features).__name__)}"
+        )
     if features.dim() != 2 or features.shape[0] == 0 or features.shape[1] == 0:
         raise ValueError(f"features: expected shape [n, d] with at least one frame, got {list(features.shape)}")
     unit = F.normalize(features.to(torch.promote_types(features.dtype, torch.float32)), dim=-1)

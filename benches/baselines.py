@@ -22,7 +22,9 @@ def materialised_map(query: Tensor, key: Tensor, rows: int, columns: slice) -> T
     repeated = key.repeat_interleave(query.shape[1] // key.shape[1], dim=1)
     scores = query @ repeated.transpose(-1, -2) * query.shape[-1] ** -0.5
     scores = scores.masked_fill(torch.ones_like(scores[0, 0], dtype=torch.bool).triu(1), float("-inf"))
-    return scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32))[:, :, -rows:, columns].mean((1, 2))
+    return scores.softmax(-1, dtype=torch.promote_types(scores.dtype, torch.float32))[:, :, -rows:, columns].mean(
+        (1, 2)
+    )
 
 
 def text_rows(query: Tensor, key: Tensor, rows: int, columns: slice) -> Tensor:

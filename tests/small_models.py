@@ -80,7 +80,9 @@ class MaskedReference:
         self.prompts = []  # (first column, length, [(layer, kept)])
         self.offset = 0
         layers = model.model.language_model.layers
-        self.hooks = [layer.register_forward_pre_hook(self._hook(i), with_kwargs=True) for i, layer in enumerate(layers)]
+        self.hooks = [
+            layer.register_forward_pre_hook(self._hook(i), with_kwargs=True) for i, layer in enumerate(layers)
+        ]
 
     def add(self, survivors, start, length):
         """Mask what a run kept of the prompt in columns ``[start, start + length)``."""

@@ -65,7 +65,9 @@ def _background(colour: tuple[int, int, int], shot: int, rng: np.random.Generato
     return np.array(colour)[None, None] + (stripes + grain)[..., None]
 
 
-def _draw(canvas: np.ndarray, colour: tuple[int, int, int], corners: int, progress: float, rng: np.random.Generator) -> np.ndarray:
+def _draw(
+    canvas: np.ndarray, colour: tuple[int, int, int], corners: int, progress: float, rng: np.random.Generator
+) -> np.ndarray:
     """The shape at its place on a canvas that the camera shakes a little."""
     shaken = np.roll(canvas, tuple(rng.integers(-1, 2, 2)), axis=(0, 1))
     image = Image.fromarray(shaken.clip(0, 255).astype(np.uint8))

@@ -141,7 +141,9 @@ def _encode(tokenizer: Any, video_id: int, question: str, video_tokens: int) -> 
         text = f"<|im_start|>user {video}\n{question}<|im_end|><|im_start|>assistant\n"
     ids = tokenizer(text)["input_ids"]
     if ids.count(video_id) != 1:
-        raise DemoError(f"the model's tokenizer puts {ids.count(video_id)} video tokens {video!r} into a prompt with one video")
+        raise DemoError(
+            f"the model's tokenizer puts {ids.count(video_id)} video tokens {video!r} into a prompt with one video"
+        )
     place = ids.index(video_id)
     return torch.tensor([[*ids[:place], *[video_id] * video_tokens, *ids[place + 1 :]]])
 

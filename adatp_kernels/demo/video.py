@@ -48,7 +48,10 @@ def _pick(path: Path, total: int, count: int) -> np.ndarray:
     wanted = set(np.linspace(0, total - 1, min(count, total)).round().astype(int).tolist())
     frames: list[np.ndarray] = []
     decoded = 0
-    with av.open(str(path)) as container, tqdm(total=total, desc="reading video", unit="frame", delay=1, leave=False) as progress:
+    with (
+        av.open(str(path)) as container,
+        tqdm(total=total, desc="reading video", unit="frame", delay=1, leave=False) as progress,
+    ):
         container.streams.video[0].thread_type = "AUTO"
         for frame in container.decode(container.streams.video[0]):
             if decoded in wanted:

@@ -32,7 +32,9 @@ def _register() -> None:
 class _AfterImport(MetaPathFinder):
     """Finds one module as everybody else would, and registers once that has been executed."""
 
-    def find_spec(self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None) -> ModuleSpec | None:
+    def find_spec(
+        self, fullname: str, path: Sequence[str] | None, target: ModuleType | None = None
+    ) -> ModuleSpec | None:
         if fullname != _MODULE:
             return None
         sys.meta_path.remove(self)

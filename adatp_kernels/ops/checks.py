@@ -31,7 +31,9 @@ def shape(name: str, value: Tensor, expected: Sequence[int], meaning: str) -> No
         raise ValueError(f"{name}: expected shape {meaning} = {list(expected)}, got {list(value.shape)}")
 
 
-def attention_inputs(query: Tensor, key: Tensor, query_start: int, scale: float | None, key_mask: Tensor | None) -> float:
+def attention_inputs(
+    query: Tensor, key: Tensor, query_start: int, scale: float | None, key_mask: Tensor | None
+) -> float:
     """Check what `row_lse` and `column_sums` share; returns the scale."""
     tensor("query", query, FLOATS)
     tensor("key", key, FLOATS, query.device)
@@ -41,7 +43,9 @@ def attention_inputs(query: Tensor, key: Tensor, query_start: int, scale: float 
     if key.dtype != query.dtype:
         raise TypeError(f"key: expected query's dtype {query.dtype}, got {key.dtype}")
     if key.shape[0] != query.shape[0] or key.shape[3] != query.shape[3]:
-        raise ValueError(f"key: expected query's batch and head dim, {query.shape[0]} and {query.shape[3]}, got shape {list(key.shape)}")
+        raise ValueError(
+            f"key: expected query's batch and head dim, {query.shape[0]} and {query.shape[3]}, got shape {list(key.shape)}"
+        )
     if query.shape[1] % key.shape[1]:
         raise ValueError(f"query: expected a multiple of key's {key.shape[1]} heads, got {query.shape[1]}")
     integer("query_start", query_start, low=0)
@@ -107,11 +111,15 @@ def budget_table(budgets: Any, scores: Tensor) -> Tensor:
     if table.dim() == 1:
         table = table[None].expand(len(scores), -1)
     if table.dim() != 2 or len(table) != len(scores):
-        raise ValueError(f"budgets: expected shape [B, S] with B = {len(scores)}, or [S], got {list(torch.as_tensor(budgets).shape)}")
+        raise ValueError(
+            f"budgets: expected shape [B, S] with B = {len(scores)}, or [S], got {list(torch.as_tensor(budgets).shape)}"
+        )
     return table.to(scores.device, torch.int64)
 
 
-def gather_inputs(indices: Tensor, tensors: Sequence[Tensor], dims: Any, length: int | None = None) -> list[tuple[int, int]]:
+def gather_inputs(
+    indices: Tensor, tensors: Sequence[Tensor], dims: Any, length: int | None = None
+) -> list[tuple[int, int]]:
     """Check what `gather` takes; returns each tensor's (batch, token) dimension, counted from zero."""
     tensor("indices", indices, (torch.int64,))
     if indices.dim() != 2:
@@ -130,9 +138,15 @@ def gather_inputs(indices: Tensor, tensors: Sequence[Tensor], dims: Any, length:
         pairs.append(_dim_pair(name, value, entry, len(indices)))
         size = value.shape[pairs[-1][1]]
         if length is not None and size != length:
-            raise ValueError(f"{name}: expected {length} tokens in dimension {pairs[-1][1]}, got shape {list(value.shape)}")
+            raise ValueError(
+                f"{name}: expected {length} tokens in dimension {pairs[-1][1]}, got shape {list(value.shape)}"
+            )
         # Reading the largest index would wait for a GPU; on the host it costs nothing to be sure.
-        if indices.device.type == "cpu" and indices.numel() and not 0 <= int(indices.min()) <= int(indices.max()) < size:
+        if (
+            indices.device.type == "cpu"
+            and indices.numel()
+            and not 0 <= int(indices.min()) <= int(indices.max()) < size
+        ):
             raise ValueError(
                 f"indices: expected values in [0, {size}), the tokens of {name}, got {int(indices.min())} to {int(indices.max())}"
             )
@@ -150,5 +164,7 @@ def _dim_pair(name: str, value: Tensor, entry: Any, batch_size: int) -> tuple[in
         if batch == token:
             raise ValueError(f"dims: batch and token dimension of {name} must differ, got {entry!r}")
         if value.shape[batch] not in (1, batch_size):
-            raise ValueError(f"{name}: expected batch size {batch_size} or 1 in dimension {batch}, got shape {list(value.shape)}")
+            raise ValueError(
+                f"{name}: expected batch size {batch_size} or 1 in dimension {batch}, got shape {list(value.shape)}"
+            )
     return batch, token

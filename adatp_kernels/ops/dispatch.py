@@ -41,7 +41,10 @@ class BackendReport:
     last_used: dict[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
-        lines = [f"{name:<10} {'available' if here else 'not available: ' + self.reasons[name]}" for name, here in self.available.items()]
+        lines = [
+            f"{name:<10} {'available' if here else 'not available: ' + self.reasons[name]}"
+            for name, here in self.available.items()
+        ]
         used = ", ".join(f"{operation} on {backend}" for operation, backend in self.last_used.items())
         return "\n".join([*lines, f"last used: {used or 'nothing yet'}"])
 

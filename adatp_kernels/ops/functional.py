@@ -101,7 +101,16 @@ def column_sums(
     key_range = checks.column_range(key_range, key.shape[2])
     checks.row_tensors(query, lse, query_mask)
     run = implementation("column_sums", backend)
-    return run(query, key, query_start=query_start, key_range=key_range, scale=scale, lse=lse, key_mask=key_mask, query_mask=query_mask)
+    return run(
+        query,
+        key,
+        query_start=query_start,
+        key_range=key_range,
+        scale=scale,
+        lse=lse,
+        key_mask=key_mask,
+        query_mask=query_mask,
+    )
 
 
 def select(
@@ -167,10 +176,21 @@ def select(
     elif integer("num_selected", num_selected, low=0) > scores.shape[1]:
         raise ValueError(f"num_selected: expected at most the {scores.shape[1]} columns of scores, got {num_selected}")
     run = implementation("select", backend)
-    return run(scores, segments, positions, limits, dedup=dedup, soft_weight=soft_weight, prior=prior, num_selected=num_selected)
+    return run(
+        scores,
+        segments,
+        positions,
+        limits,
+        dedup=dedup,
+        soft_weight=soft_weight,
+        prior=prior,
+        num_selected=num_selected,
+    )
 
 
-def gather(indices: Tensor, *tensors: Tensor, dims: int | Sequence[int | tuple[int, int]], backend: str = "auto") -> tuple[Tensor, ...]:
+def gather(
+    indices: Tensor, *tensors: Tensor, dims: int | Sequence[int | tuple[int, int]], backend: str = "auto"
+) -> tuple[Tensor, ...]:
     """Move the tokens `indices` of every tensor together (``algorithm.md``, step 9).
 
     Parameters
@@ -306,7 +326,9 @@ def _count(segments: Tensor, positions: Tensor, budgets: Tensor, dedup: str) -> 
     num_segments = budgets.shape[1]
     low, high = (int(segments.min()), int(segments.max())) if segments.numel() else (-1, -1)
     if low < -1 or high >= num_segments:
-        raise ValueError(f"segments: expected ids from -1 to {num_segments - 1}, the budgets given, got {low if low < -1 else high}")
+        raise ValueError(
+            f"segments: expected ids from -1 to {num_segments - 1}, the budgets given, got {low if low < -1 else high}"
+        )
     if budgets.numel() and int(budgets.min()) < 0:
         raise ValueError(f"budgets: expected at least 0, got {int(budgets.min())}")
     counts = reference.count_selectable(segments, positions, num_segments, strict=dedup == "strict")

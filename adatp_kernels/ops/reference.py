@@ -14,7 +14,9 @@ from torch import Tensor
 NEG_INF = float("-inf")
 
 
-def visible_logits(query: Tensor, key: Tensor, query_start: int, first_key: int, scale: float, key_mask: Tensor | None) -> Tensor:
+def visible_logits(
+    query: Tensor, key: Tensor, query_start: int, first_key: int, scale: float, key_mask: Tensor | None
+) -> Tensor:
     """Scaled scores [B, Hkv, G, T, N] of every row against ``key``, −inf where the row may not look.
 
     ``key`` holds the keys from coordinate ``first_key`` on.
@@ -53,7 +55,9 @@ def column_sums(
     if lse is None:
         lse = row_lse(query, key, query_start=query_start, scale=scale, key_mask=key_mask)
     first, last = key_range
-    logits = visible_logits(query, key[:, :, first:last], query_start, first, scale, None if key_mask is None else key_mask[:, first:last])
+    logits = visible_logits(
+        query, key[:, :, first:last], query_start, first, scale, None if key_mask is None else key_mask[:, first:last]
+    )
     lse = lse.to(logits.dtype).reshape(*logits.shape[:-1], 1)
     # A row that sees nothing has lse = −inf; exp(x − inf) makes it contribute 0 instead of NaN.
     probability = (logits - lse.masked_fill(lse == NEG_INF, float("inf"))).exp()  # [B, Hkv, G, T, v1-v0]
@@ -102,9 +106,15 @@ def select(
 def count_selectable(segments: Tensor, positions: Tensor, num_segments: int, *, strict: bool) -> Tensor:
     """Per row, the candidates of each segment and, last, the always-kept columns: [B, num_segments + 1]."""
     order = torch.arange(segments.shape[1], device=segments.device).expand_as(segments)
-    counted = _is_first_of_group(order, segments, positions) | (segments < 0) if strict else torch.ones_like(segments, dtype=torch.bool)
+    counted = (
+        _is_first_of_group(order, segments, positions) | (segments < 0)
+        if strict
+        else torch.ones_like(segments, dtype=torch.bool)
+    )
     slot = torch.where(segments < 0, num_segments, segments)
-    return torch.zeros(len(segments), num_segments + 1, dtype=torch.int64, device=segments.device).scatter_add_(1, slot, counted.long())
+    return torch.zeros(len(segments), num_segments + 1, dtype=torch.int64, device=segments.device).scatter_add_(
+        1, slot, counted.long()
+    )
 
 
 def _rank(scores: Tensor) -> Tensor:
@@ -122,7 +132,9 @@ def _stable_sort(order: Tensor, by: Tensor) -> Tensor:
 def _is_first_of_group(order: Tensor, segments: Tensor, positions: Tensor) -> Tensor:
     """Per column [B, N]: does it come first, in `order`, among those of its (segment, position)?"""
     order = _stable_sort(_stable_sort(order, positions), segments)
-    changes = [ids.gather(1, order).diff(dim=1, prepend=ids.new_full((len(ids), 1), -2)) != 0 for ids in (segments, positions)]
+    changes = [
+        ids.gather(1, order).diff(dim=1, prepend=ids.new_full((len(ids), 1), -2)) != 0 for ids in (segments, positions)
+    ]
     return torch.empty_like(changes[0]).scatter_(1, order, changes[0] | changes[1])
 
 

@@ -37,7 +37,9 @@ def checkpoint(tmp_path_factory):
     fast.add_tokens([f"<extra{i}>" for i in range(len(words), VIDEO)] + ["<video>"], special_tokens=True)
     assert fast.convert_tokens_to_ids("<video>") == VIDEO
     fast.save_pretrained(path)
-    (path / "preprocessor_config.json").write_text(json.dumps({"image_mean": [0.4, 0.4, 0.4], "image_std": [0.2, 0.2, 0.2]}))
+    (path / "preprocessor_config.json").write_text(
+        json.dumps({"image_mean": [0.4, 0.4, 0.4], "image_std": [0.2, 0.2, 0.2]})
+    )
     return path
 
 
@@ -55,7 +57,14 @@ def test_checkpoint_and_video_of_ones_own(capsys, tmp_path, clip, checkpoint):
     assert code == 0, printed.err
     assert f"video: {clip}: 8 frames" in printed.out
     assert "words mean nothing" not in printed.out
-    for line in ("segments", "entering each layer", "FLOPs of the visual tokens: planned", "question: what moves", "dense", "pruned"):
+    for line in (
+        "segments",
+        "entering each layer",
+        "FLOPs of the visual tokens: planned",
+        "question: what moves",
+        "dense",
+        "pruned",
+    ):
         assert line in printed.out
     image = np.asarray(Image.open(picture))
     assert (image == np.array(BORDERS[0])).all(-1).any() and (image == np.array(PAPER)).all(-1).any()

@@ -25,5 +25,7 @@ def test_registered_in_any_order_of_import(order):
 
 
 def test_importing_the_package_leaves_transformers_alone():
-    code = "import adatp_kernels, sys; assert not [name for name in sys.modules if name.split('.')[0] == 'transformers']"
+    code = (
+        "import adatp_kernels, sys; assert not [name for name in sys.modules if name.split('.')[0] == 'transformers']"
+    )
     subprocess.run([sys.executable, "-c", code], check=True, timeout=120)

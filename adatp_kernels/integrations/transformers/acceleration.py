@@ -23,7 +23,9 @@ from adatp_kernels.plan import flops_ratio
 from adatp_kernels.pruner import AdaTPPruner
 
 
-def accelerate(model: nn.Module, config: AdaTPConfig | None = None, *, relevance: Any = None, question: str | None = None) -> Acceleration:
+def accelerate(
+    model: nn.Module, config: AdaTPConfig | None = None, *, relevance: Any = None, question: str | None = None
+) -> Acceleration:
     """Prune the visual tokens of every video prompt that `model` reads, until removed.
 
     Parameters
@@ -84,7 +86,9 @@ class Acceleration:
         decoder = self._family.decoder(model)
         self._layers: list[Any] = list(decoder.layers)
         _check_decoder(decoder)
-        if any(isinstance(getattr(hook, "__self__", None), Acceleration) for hook in self._base._forward_pre_hooks.values()):
+        if any(
+            isinstance(getattr(hook, "__self__", None), Acceleration) for hook in self._base._forward_pre_hooks.values()
+        ):
             raise RuntimeError("model: it is accelerated already; remove() that first")
         text = decoder.config
         head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
@@ -100,13 +104,17 @@ class Acceleration:
         self._last: VideoPrefill | None = None  # the last one that did
         # What the layers of each cache hold; an entry lives as long as its cache.
         self._columns: weakref.WeakKeyDictionary[Any, PrunedColumns] = weakref.WeakKeyDictionary()
-        self._taps = {layer: AttentionTap(self._layers[layer].self_attn) for layer in config.stage_layers(len(self._layers))}
+        self._taps = {
+            layer: AttentionTap(self._layers[layer].self_attn) for layer in config.stage_layers(len(self._layers))
+        }
         self._handles = self._attach()
 
     def __enter__(self) -> Acceleration:
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
         self.remove()
 
     def remove(self) -> None:
@@ -159,7 +167,9 @@ class Acceleration:
             if number in self._taps:
                 attention = layer.self_attn
                 handles.append(attention.register_forward_pre_hook(partial(self._before_attention, number)))
-                handles.append(attention.register_forward_hook(partial(self._after_attention, number), always_call=True))
+                handles.append(
+                    attention.register_forward_hook(partial(self._after_attention, number), always_call=True)
+                )
                 handles.append(layer.register_forward_hook(partial(self._after_layer, number)))
         return handles
 
@@ -173,7 +183,9 @@ class Acceleration:
         if module.training:
             raise RuntimeError("model: accelerate prunes at inference only; call model.eval() first")
         layout, frames = video
-        self._prefill = VideoPrefill(self._pruner, arguments, layout, frame_relevance(self.relevance, self.question, frames))
+        self._prefill = VideoPrefill(
+            self._pruner, arguments, layout, frame_relevance(self.relevance, self.question, frames)
+        )
 
     def _after_vision(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         # With images in the prompt the tower runs twice; the video comes last.

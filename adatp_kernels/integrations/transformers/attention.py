@@ -50,9 +50,13 @@ def attention_with_lse(
     ValueError
         If the model asks for something this attention does not do.
     """
-    refused = [name for name in ("sliding_window", "softcap", "s_aux", "position_bias") if options.get(name) is not None]
+    refused = [
+        name for name in ("sliding_window", "softcap", "s_aux", "position_bias") if options.get(name) is not None
+    ]
     if dropout or refused:
-        raise ValueError(f'attn_implementation="adatp": {", ".join(refused) or "dropout"} is not supported; use "sdpa" or "eager" instead')
+        raise ValueError(
+            f'attn_implementation="adatp": {", ".join(refused) or "dropout"} is not supported; use "sdpa" or "eager" instead'
+        )
     if attention_mask is not None:
         output, lse = flash_attention(query, key, value, causal=False, scale=scaling, mask=attention_mask)
     else:

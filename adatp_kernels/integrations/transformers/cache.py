@@ -113,7 +113,9 @@ def check_cache(cache: Any) -> None:
     kinds = {type(layer) for layer in cache.layers} or {cache.layer_class_to_replicate}
     unsupported = sorted(kind.__name__ for kind in kinds - {DynamicLayer, CompactedLayer, None} if kind is not None)
     if unsupported:
-        raise ValueError(f"past_key_values: accelerate supports a DynamicCache of full attention, got layers of type {unsupported}")
+        raise ValueError(
+            f"past_key_values: accelerate supports a DynamicCache of full attention, got layers of type {unsupported}"
+        )
 
 
 def physical_length(cache: Any, layer: int) -> int:

@@ -41,7 +41,9 @@ class VideoPrefill:
     clock : PhaseClock
     """
 
-    def __init__(self, pruner: AdaTPPruner, arguments: dict[str, Any], layout: VisualLayout, relevance: Tensor | None) -> None:
+    def __init__(
+        self, pruner: AdaTPPruner, arguments: dict[str, Any], layout: VisualLayout, relevance: Tensor | None
+    ) -> None:
         self.pruner, self.arguments, self.layout, self.relevance = pruner, arguments, layout, relevance
         self.features: Tensor | None = None
         self.state: PruningState | None = None
@@ -70,7 +72,9 @@ class VideoPrefill:
         self.new_columns: dict[int, Tensor] = {}
         self.rotary: tuple[Tensor, ...] = tuple(kwargs["position_embeddings"])
         self.clock = PhaseClock(hidden.device)
-        self.state = self.pruner.begin(self.layout, length, features=self.features, relevance=self.relevance, device=hidden.device)
+        self.state = self.pruner.begin(
+            self.layout, length, features=self.features, relevance=self.relevance, device=hidden.device
+        )
 
     def before_layer(self, number: int, hidden: Tensor, kwargs: dict[str, Any]) -> dict[str, Any]:
         """The layer's keyword arguments, cut down to the tokens that are left."""
@@ -97,7 +101,9 @@ class VideoPrefill:
         travelling = [hidden, *self.rotary, *(entry[:, :, older:] for entry in entries)]
         key_mask = None
         if self.padding is not None:
-            key_mask = take_columns(self.padding, self.new_columns[number]) if number in self.new_columns else self.padding
+            key_mask = (
+                take_columns(self.padding, self.new_columns[number]) if number in self.new_columns else self.padding
+            )
         self.clock.start()
         self.state, moved = self.pruner(
             self.state,

@@ -20,9 +20,15 @@ def check_relevance(relevance: Any, question: str | None) -> None:
         if not callable(tokenizer):
             raise TypeError(f"relevance: expected a tokenizer second, got {type(tokenizer).__name__}")
         if not isinstance(question, str) or not question:
-            raise ValueError("question: relevance by a SiglipModel needs the question as a string: accelerate(..., question=...)")
+            raise ValueError(
+                "question: relevance by a SiglipModel needs the question as a string: accelerate(..., question=...)"
+            )
         return
-    if isinstance(relevance, (list, tuple)) and relevance and all(isinstance(score, (int, float)) for score in relevance):
+    if (
+        isinstance(relevance, (list, tuple))
+        and relevance
+        and all(isinstance(score, (int, float)) for score in relevance)
+    ):
         return
     raise TypeError(
         "relevance: expected None, one score per frame (a tensor or a list of numbers), or a pair (SiglipModel, tokenizer); got "
@@ -46,7 +52,9 @@ def frame_relevance(relevance: Any, question: str | None, frames: Tensor) -> Ten
         return siglip_relevance(relevance[0], relevance[1], frames, question or "")
     scores = torch.as_tensor(relevance)
     if list(scores.shape) != [len(frames)]:
-        raise ValueError(f"relevance: expected one score for each of the video's {len(frames)} frames, got shape {list(scores.shape)}")
+        raise ValueError(
+            f"relevance: expected one score for each of the video's {len(frames)} frames, got shape {list(scores.shape)}"
+        )
     return scores
 
 

@@ -95,7 +95,10 @@ class Report:
 
     def __str__(self) -> str:
         rows = [("layer", "planned", "actual")]
-        rows += [(str(i), str(p), str(a)) for i, (p, a) in enumerate(zip(self.planned_tokens, self.actual_tokens, strict=True))]
+        rows += [
+            (str(i), str(p), str(a))
+            for i, (p, a) in enumerate(zip(self.planned_tokens, self.actual_tokens, strict=True))
+        ]
         table = "\n".join(f"{layer:>6} {planned:>9} {actual:>9}" for layer, planned, actual in rows)
         times = ", ".join(f"{phase} {1e3 * seconds:.1f} ms" for phase, seconds in self.seconds.items())
         salient = f", salient: {list(self.salient)}" if self.salient else ""

@@ -68,7 +68,9 @@ class AttentionTap:
         seen, self.seen = self.seen, None
         return seen
 
-    def run(self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **options: Any) -> tuple[Tensor, Tensor | None]:
+    def run(
+        self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **options: Any
+    ) -> tuple[Tensor, Tensor | None]:
         """The module's own attention, seen."""
         self.close()
         name = self.module.config._attn_implementation

@@ -82,12 +82,16 @@ def test_survivors_are_those_of_the_materialised_attention_map(attention, querie
     first, last = report.layout.key_range
     rows = slice(last, length) if queries == "text" else slice(length - 1, length)
     alive = torch.ones(length, dtype=torch.bool)
-    for stage, (layer, kept) in zip([s for s in report.plan.stages if s.layer in dict(report.survivors)], report.survivors, strict=True):
+    for stage, (layer, kept) in zip(
+        [s for s in report.plan.stages if s.layer in dict(report.survivors)], report.survivors, strict=True
+    ):
         assert stage.layer == layer
         scores = maps[layer][0, :, rows].mean((0, 1))[first:last]
         column = alive[first:last].nonzero()[:, 0]
         segments = torch.tensor(report.segments)[report.layout.frame]
-        chosen = adatp.ops.select(scores[None, column], segments[column], report.layout.position[column], [stage.budgets])
+        chosen = adatp.ops.select(
+            scores[None, column], segments[column], report.layout.position[column], [stage.budgets]
+        )
         alive[first:last] = False
         alive[first + column[chosen[0]]] = True
         assert torch.equal(kept, alive.nonzero()[:, 0])
@@ -105,7 +109,11 @@ def test_report_tells_what_ran():
     assert len(report.actual_tokens) == LAYERS and report.actual_tokens[0] == 6 * CELLS
     assert report.actual_flops_ratio == report.planned_flops_ratio
     assert report.survivors[-1][1].tolist() == sorted(set(report.survivors[-1][1].tolist()))
-    assert all(seconds > 0 for seconds in report.seconds.values()) and set(report.seconds) == {"score", "select", "compact"}
+    assert all(seconds > 0 for seconds in report.seconds.values()) and set(report.seconds) == {
+        "score",
+        "select",
+        "compact",
+    }
     assert report.backends["column_sums"] == "reference"
     assert "3 segments" in str(report) and f"{report.actual_flops_ratio:.4f}" in str(report)
 
@@ -171,7 +179,9 @@ def test_second_turn_on_the_same_cache(attention, compact, second_video):
     config = adatp.AdaTPConfig(target_flops=0.4, stages=(1, 3, 6, 9), compact_cache=compact)
     kept = []
     with adatp.accelerate(model, config) as run:
-        first, second, total = turns(model, lambda seen: kept.append((run.report().survivors, 0, prompt()["input_ids"].shape[1], seen)))
+        first, second, total = turns(
+            model, lambda seen: kept.append((run.report().survivors, 0, prompt()["input_ids"].shape[1], seen))
+        )
         if second_video:
             survivors, _, _, seen = kept[0]
             kept.append((run.report().survivors, seen, total - seen, None))
@@ -208,7 +218,9 @@ def test_without_cache_and_with_the_callers_cache():
         plain = model(**inputs, use_cache=False).logits[:, -1]
         cache = transformers.DynamicCache(config=model.config)
         cached = model(**inputs, past_key_values=cache).logits[:, -1]
-        positional = model.model(inputs["input_ids"], pixel_values_videos=inputs["pixel_values_videos"]).last_hidden_state
+        positional = model.model(
+            inputs["input_ids"], pixel_values_videos=inputs["pixel_values_videos"]
+        ).last_hidden_state
     assert torch.allclose(plain, cached, atol=TOLERANCE)
     assert torch.allclose(model.lm_head(positional[:, -1]), plain, atol=TOLERANCE)
 
@@ -268,7 +280,11 @@ def snapshot(model):
     for name, module in model.named_modules():
         for key, value in vars(module).items():
             tree[name, key] = dict(value) if isinstance(value, dict) else value
-    return tree, {name: tensor.clone() for name, tensor in model.state_dict().items()}, copy.deepcopy(model.config.to_dict())
+    return (
+        tree,
+        {name: tensor.clone() for name, tensor in model.state_dict().items()},
+        copy.deepcopy(model.config.to_dict()),
+    )
 
 
 def assert_unchanged(model, before):
@@ -343,7 +359,9 @@ def test_a_failed_prompt_leaves_nothing_behind():
     model, inputs = llava_onevision(), prompt()
     with adatp.accelerate(model, CONFIG) as run:
         expected = generate(model, inputs, max_new_tokens=2)[1]
-        hook = model.model.language_model.layers[5].mlp.register_forward_pre_hook(lambda *_: (_ for _ in ()).throw(Stop()))
+        hook = model.model.language_model.layers[5].mlp.register_forward_pre_hook(
+            lambda *_: (_ for _ in ()).throw(Stop())
+        )
         with pytest.raises(Stop):
             generate(model, prompt(seed=9))
         hook.remove()
@@ -443,7 +461,9 @@ def test_flash_attention_2_never_sees_gapped_position_ids(monkeypatch):
             assert bool((position_ids.diff() == 1).all())
         calls.append(query.shape[2])
         causal = query.shape[2] > 1
-        output = torch.nn.functional.scaled_dot_product_attention(query, key, value, is_causal=causal, scale=scaling, enable_gqa=True)
+        output = torch.nn.functional.scaled_dot_product_attention(
+            query, key, value, is_causal=causal, scale=scaling, enable_gqa=True
+        )
         return output.transpose(1, 2).contiguous(), None
 
     monkeypatch.setitem(type(ALL_ATTENTION_FUNCTIONS)._global_mapping, "flash_attention_2", flash)
@@ -472,7 +492,9 @@ def test_no_stage_waits_for_the_device(monkeypatch):
                 patch.setattr(torch.Tensor, name, refuse)
             # On the CPU, and only there, gather looks at the largest index; skip that look here.
             patch.setattr(
-                functional.checks, "gather_inputs", lambda i, tensors, dims, **_: [d if isinstance(d, tuple) else (0, d) for d in dims]
+                functional.checks,
+                "gather_inputs",
+                lambda i, tensors, dims, **_: [d if isinstance(d, tuple) else (0, d) for d in dims],
             )
             return stage(*args, **kwargs)
 

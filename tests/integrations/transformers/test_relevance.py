@@ -82,7 +82,9 @@ def test_relevance_may_change_between_prompts():
 
 
 def test_mistakes_are_named():
-    with pytest.raises(ValueError, match=r"relevance: expected one score for each of the video's 6 frames, got shape \[4\]"):
+    with pytest.raises(
+        ValueError, match=r"relevance: expected one score for each of the video's 6 frames, got shape \[4\]"
+    ):
         run_with(torch.ones(4))
     with pytest.raises(ValueError, match="relevance: expected finite scores"):
         run_with(torch.full((6,), float("nan")))

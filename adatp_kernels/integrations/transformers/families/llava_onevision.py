@@ -42,7 +42,9 @@ class LlavaOnevision:
                 "num_return_sequences above 1 make a batch, too)"
             )
         if pixels.dim() != 5 or len(pixels) != 1:
-            raise ValueError(f"pixel_values_videos: expected one video, shape [1, frames, 3, H, W], got {list(pixels.shape)}")
+            raise ValueError(
+                f"pixel_values_videos: expected one video, shape [1, frames, 3, H, W], got {list(pixels.shape)}"
+            )
         num_frames, cells = pixels.shape[1], self._cells(model)
         index = (ids[0] == model.config.video_token_id).nonzero()[:, 0].cpu()
         expected = self.num_video_tokens(model, num_frames)
