@@ -6,6 +6,7 @@ all of that is settled here, and nothing else in the package knows of it.
 
 from __future__ import annotations
 
+import functools
 import importlib.util
 import inspect
 from collections.abc import Callable
@@ -89,7 +90,9 @@ def flash_attention(
                 f"mask: expected a shape broadcastable to [B, Hq, T, N] = {list(full)}, got {list(mask.shape)}"
             )
         mask = mask.expand(*mask.shape[:2], *full[2:])
-    call = _Call(query, key, value, bool(causal), scale, mask)
+    if not isinstance(causal, bool):
+        raise TypeError(f"causal: expected a bool, got {causal!r}")
+    call = _Call(query, key, value, causal, scale, mask)
     choice("provider", provider, ("auto", *_PROVIDERS))
     if provider != "auto":
         reason = _PROVIDERS[provider].refuses(call)
@@ -160,12 +163,19 @@ def _run_torch(call: _Call) -> tuple[Tensor, Tensor]:
     return out, lse
 
 
+@functools.cache
+def _installed(module: str) -> bool:
+    try:
+        return importlib.util.find_spec(module) is not None
+    except ImportError:  # its parent package is missing, or broken
+        return False
+
+
 def _refuses_flash_attn(module: str, architectures: tuple[int, ...], call: _Call) -> str | None:
-    root = module.split(".")[0]
-    if importlib.util.find_spec(root) is None or importlib.util.find_spec(module) is None:
-        return f"the module {module} is not installed"
-    if call.query.device.type != "cuda":
+    if call.query.device.type != "cuda":  # first: the other questions cost time on every call
         return f"it needs a CUDA device, not {call.query.device}"
+    if not _installed(module):
+        return f"the module {module} is not installed"
     if torch.cuda.get_device_capability(call.query.device)[0] not in architectures:
         return f"it needs a GPU of compute capability {list(architectures)}, not {torch.cuda.get_device_capability(call.query.device)}"
     if call.query.dtype not in HALF:

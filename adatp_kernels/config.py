@@ -103,7 +103,7 @@ class AdaTPConfig:
         set_field("soft_weight", number("soft_weight", self.soft_weight, low=0.0, high=1.0))
         choice("queries", self.queries, QUERIES)
         choice("score", self.score, SCORES)
-        integer("seed", self.seed, low=0)
+        set_field("seed", integer("seed", self.seed, low=0))
         if not isinstance(self.compact_cache, bool):
             raise TypeError(f"compact_cache: expected a bool, got {self.compact_cache!r}")
         choice("backend", self.backend, BACKENDS)

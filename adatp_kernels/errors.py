@@ -1,4 +1,4 @@
-"""Checks of scalar arguments, with errors that name the argument, what came and what is allowed."""
+"""Checks of arguments, with errors that name the argument, what came and what is allowed."""
 
 from __future__ import annotations
 
@@ -6,6 +6,9 @@ import math
 import numbers
 from collections.abc import Sequence
 from typing import Any
+
+import torch
+from torch import Tensor
 
 
 def choice(name: str, value: Any, allowed: Sequence[str]) -> str:
@@ -33,3 +36,27 @@ def number(name: str, value: Any, *, low: float, high: float = math.inf, open_lo
         upper = "∞)" if high == math.inf else f"{high}]"
         raise ValueError(f"{name}: expected a number in {'(' if open_low else '['}{low}, {upper}, got {value}")
     return result
+
+
+def as_tensor(name: str, value: Any) -> Tensor:
+    """`value` as a tensor; TypeError if it is nothing that a tensor can be made of."""
+    try:
+        return torch.as_tensor(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TypeError(f"{name}: expected a tensor or numbers, got {value!r}") from error
+
+
+def host_integers(name: str, value: Any, meaning: str) -> Tensor:
+    """`value` as a LongTensor of one dimension on the host, every entry at least 0.
+
+    `meaning` names the shape in the error, for instance ``"[V]"``.
+    """
+    tensor = as_tensor(name, value)
+    if tensor.numel() and (tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool):
+        raise TypeError(f"{name}: expected integers, got {tensor.dtype}")
+    if tensor.dim() != 1:
+        raise ValueError(f"{name}: expected shape {meaning}, got {list(tensor.shape)}")
+    tensor = tensor.to("cpu", torch.int64)
+    if tensor.numel() and int(tensor.min()) < 0:
+        raise ValueError(f"{name}: expected values of at least 0, got {int(tensor.min())}")
+    return tensor

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from adatp_kernels.errors import integer
+from adatp_kernels.errors import host_integers, integer
 
 
 @dataclass(frozen=True, eq=False)
@@ -38,7 +37,7 @@ class VisualLayout:
 
     def __post_init__(self) -> None:
         for name in ("index", "frame", "position"):
-            object.__setattr__(self, name, _integers(name, getattr(self, name)))
+            object.__setattr__(self, name, host_integers(name, getattr(self, name), "[V]"))
         if not len(self.index) == len(self.frame) == len(self.position):
             raise ValueError(
                 f"index, frame, position: expected equal lengths, got {len(self.index)}, {len(self.frame)}, {len(self.position)}"
@@ -96,26 +95,19 @@ class VisualLayout:
 
         Raises
         ------
-        ValueError
-            If a visual token lies beyond `length`.
+        TypeError, ValueError
+            If `segments` does not fit the frames, or a visual token lies beyond `length`.
         """
-        if length <= int(self.index[-1]):
+        frames = host_integers("segments", segments, "[num_frames]")
+        if len(frames) != self.num_frames:
+            raise ValueError(
+                f"segments: expected one entry for each of the {self.num_frames} frames, got {len(frames)}"
+            )
+        if integer("length", length, low=1) <= int(self.index[-1]):
             raise ValueError(
                 f"length: the last visual token is number {int(self.index[-1])}, got a sequence of {length}"
             )
         segment, position = torch.full((2, length), -1).unbind()
-        segment[self.index] = segments.to("cpu", torch.int64)[self.frame]
+        segment[self.index] = frames[self.frame]
         position[self.index] = self.position
         return segment, position
-
-
-def _integers(name: str, value: Any) -> Tensor:
-    tensor = torch.as_tensor(value)
-    if tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool:
-        raise TypeError(f"{name}: expected integers, got {tensor.dtype}")
-    if tensor.dim() != 1:
-        raise ValueError(f"{name}: expected shape [V], got {list(tensor.shape)}")
-    tensor = tensor.to("cpu", torch.int64)
-    if tensor.numel() and int(tensor.min()) < 0:
-        raise ValueError(f"{name}: expected values of at least 0, got {int(tensor.min())}")
-    return tensor

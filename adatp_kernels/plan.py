@@ -9,14 +9,17 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
 from adatp_kernels.config import AdaTPConfig
-from adatp_kernels.errors import integer, number
+from adatp_kernels.errors import as_tensor, integer, number
 from adatp_kernels.layout import VisualLayout
 from adatp_kernels.segments import check_segments
+
+Count = TypeVar("Count", int, float)
 
 # How far the planned share of the FLOPs may lie above a target before the target counts as unreachable.
 TOLERANCE = 0.005
@@ -195,7 +198,9 @@ def allocate(total: int, weights: Sequence[float], caps: Sequence[int]) -> list[
     """
     if total >= sum(caps):
         return list(caps)
-    floors = [min(1, cap) for cap in caps] if total >= len(caps) else [0] * len(caps)
+    floors = [min(1, cap) for cap in caps]
+    if total < sum(floors):
+        floors = [0] * len(caps)
     level = _water_level(total, weights, floors, caps)
     shares = [min(max(level * w, low), cap) for w, low, cap in zip(weights, floors, caps, strict=True)]
     result = [math.floor(share + 1e-9) for share in shares]
@@ -242,24 +247,26 @@ class _Schedule:
 
     def wanted(self, alpha: float | None) -> list[int]:
         """Totals as scheduled, before the caps."""
-        stages = range(1, len(self.layers) + 1)
+        least = 0 if alpha is None else 1  # a caller who writes the schedule out may drop everything
+        return [max(least, math.floor(self.tokens * share + 0.5)) for share in self._shares(alpha)]
+
+    def _shares(self, alpha: float | None) -> Sequence[float]:
+        """Share of the visual tokens that each stage is to keep; `alpha` is None with an explicit schedule."""
         if not isinstance(self.config.schedule, str):
-            shares: Sequence[float] = self.config.schedule
-            least = 0  # a caller who writes the schedule out may drop everything
-        else:
-            assert alpha is not None
-            linear = self.config.schedule == "linear"
-            shares = [1 - (1 - alpha) * i / len(stages) if linear else alpha**i for i in stages]
-            least = 1
-        return [max(least, math.floor(self.tokens * share + 0.5)) for share in shares]
+            return self.config.schedule
+        assert alpha is not None
+        stages = range(1, len(self.layers) + 1)
+        if self.config.schedule == "linear":
+            return [1 - (1 - alpha) * i / len(stages) for i in stages]
+        return [alpha**i for i in stages]
 
     def totals(self, alpha: float | None) -> list[int]:
         """Totals that the caps allow."""
         return [min(want, self.cap) for want in self.wanted(alpha)]
 
-    def tokens_per_layer(self, totals: Sequence[int]) -> tuple[int, ...]:
+    def tokens_per_layer(self, totals: Sequence[Count]) -> tuple[Count, ...]:
         """Visual tokens that enter each layer when the stages keep `totals`."""
-        entering = [self.tokens] * self.num_layers
+        entering: list[Any] = [self.tokens] * self.num_layers
         for layer, total in zip(self.layers, totals, strict=True):
             entering[layer + 1 :] = [total] * (self.num_layers - layer - 1)
         return tuple(entering)
@@ -269,10 +276,11 @@ class _Schedule:
         target = self.config.target_flops
         assert target is not None
         ratio = lambda alpha: flops_ratio(self.tokens_per_layer(self.totals(alpha)), **self.decoder)  # noqa: E731
-        least = ratio(0.0)
+        # Without the floor of one token a stage: a video of very few tokens is no reason to refuse.
+        least = flops_ratio(self.tokens_per_layer([self.tokens * share for share in self._shares(0.0)]), **self.decoder)
         if least > target + TOLERANCE:
             raise ValueError(
-                f"target_flops: {target} cannot be reached with {self.tokens} visual tokens and stages after layers "
+                f"target_flops: {target} cannot be reached with a {self.config.schedule} schedule and stages after layers "
                 f"{list(self.layers)} of {self.num_layers}: the least is {least:.3f}. Raise target_flops or prune after an earlier layer"
             )
         low, high = 0.0, 1.0
@@ -287,7 +295,7 @@ class _Schedule:
 def _boosts(salient: Tensor | None, num_segments: int, boost: float) -> list[float]:
     if salient is None:
         return [1.0] * num_segments
-    flags = torch.as_tensor(salient)
+    flags = as_tensor("salient", salient)
     if flags.dtype != torch.bool:
         raise TypeError(f"salient: expected booleans, got {flags.dtype}")
     if list(flags.shape) != [num_segments]:

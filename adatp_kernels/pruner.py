@@ -28,8 +28,6 @@ class PruningState:
         On the host.
     salient : tuple of int
         The salient segments.
-    kept : LongTensor [B, L]
-        For every token that is left, its place in the prompt as it was.
     length : int
         L, the tokens left.
     key_range : (int, int)
@@ -41,14 +39,18 @@ class PruningState:
     plan: PruningPlan
     segments_per_frame: Tensor
     salient: tuple[int, ...]
-    kept: Tensor
     length: int
     key_range: tuple[int, int]
     num_visual: int
     _remaining: tuple[tuple[Stage, Tensor], ...]  # stages that drop something, budgets on the device
-    _segments: Tensor  # [B, L], −1 for text
-    _positions: Tensor  # [B, L], −1 for text
-    _prior: Tensor | None  # [B, L]
+    # What is known of every token that is left, each [B, L], and moves with it: "kept", its place in the
+    # prompt; "segments" and "positions", −1 for text; "prior" and "scores" where there are any.
+    _tokens: dict[str, Tensor]
+
+    @property
+    def kept(self) -> Tensor:
+        """LongTensor [B, L]: for every token that is left, its place in the prompt as it was."""
+        return self._tokens["kept"]
 
     @property
     def next_layer(self) -> int | None:
@@ -162,19 +164,23 @@ class AdaTPPruner(nn.Module):
         totals = [len(layout), *(stage.total for stage in plan.stages)]
         stages = [stage for stage, before in zip(plan.stages, totals, strict=False) if stage.total < before]
         budgets = torch.tensor([stage.budgets for stage in stages], dtype=torch.int64).to(device)
-        spread = lambda row: row.to(device).expand(batch_size, -1)  # noqa: E731
+        tokens = {"kept": torch.arange(length), "segments": segment_ids, "positions": positions}
+        if prior is not None:
+            tokens["prior"] = _prior_row(prior, layout, length)
+        tokens = {name: row.to(device).expand(batch_size, -1) for name, row in tokens.items()}
+        if self.config.score == "random":
+            # Drawn on the host, so that every device sees the same numbers, and here, so that no stage waits.
+            generator = torch.Generator().manual_seed(self.config.seed)
+            tokens["scores"] = torch.rand(batch_size, length, generator=generator).to(device)
         return PruningState(
             plan=plan,
             segments_per_frame=frames,
             salient=() if salient is None else tuple(salient.nonzero()[:, 0].tolist()),
-            kept=spread(torch.arange(length)),
             length=length,
             key_range=(first, last),
             num_visual=len(layout),
             _remaining=tuple(zip(stages, budgets, strict=True)),
-            _segments=spread(segment_ids),
-            _positions=spread(positions),
-            _prior=None if prior is None else spread(_prior_row(prior, layout, length)),
+            _tokens=tokens,
         )
 
     def forward(
@@ -244,64 +250,56 @@ class AdaTPPruner(nn.Module):
             raise ValueError(
                 f"query: expected the batch size {len(state.kept)} that begin was given, got {query.shape[0]}"
             )
+        checks.row_tensors(query, lse, None)
+        axes = checks.token_dims(tensors, dims)
         stage, budgets = state._remaining[0]
         first, last = state.key_range
         older = key.shape[2] - state.length
-        row = state.length - 1 if self.config.queries == "last" or last == state.length else last
-        always_kept = last - first - state.num_visual
-        own = [state.kept, state._segments, state._positions] + ([] if state._prior is None else [state._prior])
-        axes = [dims] * len(tensors) if isinstance(dims, int) else list(dims)
+        row = state.length - 1 if self.config.queries == "last" else last
+        row = min(row, state.length - 1)  # a baseline needs no text after the video; its scores come from elsewhere
+        num_selected = stage.total + last - first - state.num_visual
+        visual = {name: values[:, first:last] for name, values in state._tokens.items()}
         indices, moved = ops.prune(
             query[:, :, row:],
             key,
-            [*tensors, *own],
+            [*tensors, *state._tokens.values()],
             stage,
-            dims=[*axes, *[1] * len(own)],
-            segments=state._segments[:, first:last],
-            positions=state._positions[:, first:last],
+            dims=[*axes, *[1] * len(state._tokens)],
+            segments=visual["segments"],
+            positions=visual["positions"],
             query_start=older + row,
             key_range=(older + first, older + last),
             sequence_start=older,
             scale=scale,
             lse=None if lse is None else lse[:, :, row:],
             key_mask=key_mask,
-            scores=self._baseline_scores(state, stage),
+            scores=_even_stride(visual["segments"], stage, state)
+            if self.config.score == "uniform"
+            else visual.get("scores"),
             dedup=self.config.spatial_dedup,
             soft_weight=self.config.soft_weight,
-            prior=None if state._prior is None else state._prior[:, first:last],
+            prior=visual.get("prior"),
             budgets=budgets,
-            num_selected=stage.total + always_kept,
+            num_selected=num_selected,
             backend=self.config.backend,
             on_phase=on_phase,
         )
-        kept, segments, positions, *prior = moved[len(tensors) :]
         following = replace(
             state,
-            kept=kept,
             length=indices.shape[1],
-            key_range=(first, first + stage.total + always_kept),
+            key_range=(first, first + num_selected),
             num_visual=stage.total,
             _remaining=state._remaining[1:],
-            _segments=segments,
-            _positions=positions,
-            _prior=prior[0] if prior else None,
+            _tokens=dict(zip(state._tokens, moved[len(tensors) :], strict=True)),
         )
         return following, moved[: len(tensors)]
 
-    def _baseline_scores(self, state: PruningState, stage: Stage) -> Tensor | None:
-        """Scores of the baselines that ignore the model; None where attention scores."""
-        if self.config.score == "attention":
-            return None
-        first, last = state.key_range
-        visual = state._segments[:, first:last] >= 0
-        if self.config.score == "random":
-            # Drawn on the host, so that every device sees the same numbers.
-            generator = torch.Generator().manual_seed(self.config.seed * 1009 + stage.layer)
-            return torch.rand(visual.shape, generator=generator).to(visual.device)
-        # Of n tokens, k ones at an even stride: where the integer part of o·k/n steps up.
-        ordinal = visual.long().cumsum(1)
-        share = lambda o: o * stage.total // state.num_visual  # noqa: E731
-        return (share(ordinal) - share(ordinal - 1)).float()
+
+def _even_stride(segments: Tensor, stage: Stage, state: PruningState) -> Tensor:
+    """Scores of the baseline "uniform": of n visual tokens, k ones where the integer part of o·k/n steps up."""
+    ordinal = (segments >= 0).long().cumsum(1)
+    steps = ordinal * stage.total // state.num_visual - (ordinal - 1) * stage.total // state.num_visual
+    return steps.float()
 
 
 def _prior_row(prior: Tensor, layout: VisualLayout, length: int) -> Tensor:

@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from adatp_kernels.errors import number
+from adatp_kernels.errors import as_tensor, host_integers, number
 
 
 def segment_frames(features: Tensor, threshold: float = 0.95) -> Tensor:
@@ -38,10 +38,10 @@ def segment_frames(features: Tensor, threshold: float = 0.95) -> Tensor:
     if features.dim() != 2 or features.shape[0] == 0 or features.shape[1] == 0:
         raise ValueError(f"features: expected shape [n, d] with at least one frame, got {list(features.shape)}")
     unit = F.normalize(features.to(torch.promote_types(features.dtype, torch.float32)), dim=-1)
-    # Rounding may push a cosine just past ±1; a threshold of exactly ±1 must still mean what it says.
-    cosine = (unit[1:] * unit[:-1]).sum(-1).clamp(-1.0, 1.0)
-    # "not (>=)" rather than "<": a NaN feature (cosine NaN) starts a segment of its own.
-    cuts = ~(cosine >= threshold)
+    cosine = (unit[1:] * unit[:-1]).sum(-1)
+    # The cosine of a vector with itself may round to just under 1; a threshold of 1 must still join equal
+    # frames, and one of −1 all. "not (>=)" rather than "<": a NaN feature starts a segment of its own.
+    cuts = ~(cosine >= threshold - 16 * torch.finfo(unit.dtype).eps)
     return F.pad(cuts.to(torch.int64).cumsum(0), (1, 0))
 
 
@@ -66,7 +66,7 @@ def salient_segments(segments: Tensor, relevance: Tensor) -> Tensor:
         If the shapes differ, `segments` is malformed or `relevance` is not finite.
     """
     ids = check_segments(segments)
-    scores = torch.as_tensor(relevance)
+    scores = as_tensor("relevance", relevance)
     if scores.dtype == torch.bool or scores.is_complex():
         raise TypeError(f"relevance: expected real numbers, got {scores.dtype}")
     if scores.shape != ids.shape:
@@ -83,12 +83,9 @@ def salient_segments(segments: Tensor, relevance: Tensor) -> Tensor:
 
 def check_segments(segments: Tensor) -> Tensor:
     """`segments` on the host as int64, or an error: per frame, from 0, never falling or skipping."""
-    ids = torch.as_tensor(segments)
-    if ids.is_floating_point() or ids.is_complex() or ids.dtype == torch.bool:
-        raise TypeError(f"segments: expected integers, got {ids.dtype}")
-    if ids.dim() != 1 or ids.numel() == 0:
-        raise ValueError(f"segments: expected shape [n] with at least one frame, got {list(ids.shape)}")
-    ids = ids.to("cpu", torch.int64)
+    ids = host_integers("segments", segments, "[n]")
+    if ids.numel() == 0:
+        raise ValueError("segments: expected at least one frame, got none")
     steps = ids.diff()
     if int(ids[0]) != 0 or bool(((steps < 0) | (steps > 1)).any()):
         raise ValueError("segments: expected segment numbers that start at 0 and never fall or skip one")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from numbers import Integral
 from typing import Any
 
 import torch
@@ -117,6 +118,19 @@ def budget_table(budgets: Any, scores: Tensor) -> Tensor:
     return table.to(scores.device, torch.int64)
 
 
+def token_dims(tensors: Any, dims: Any) -> list[Any]:
+    """One entry of `dims` for each of the tensors."""
+    if isinstance(tensors, Tensor) or not isinstance(tensors, Sequence):
+        raise TypeError(f"tensors: expected a sequence of tensors, got {type(tensors).__name__}")
+    if isinstance(dims, Integral) and not isinstance(dims, bool):
+        return [dims] * len(tensors)
+    if not isinstance(dims, Sequence) or isinstance(dims, str):
+        raise TypeError(f"dims: expected an int or a sequence with one entry per tensor, got {dims!r}")
+    if len(dims) != len(tensors):
+        raise ValueError(f"dims: expected an int or one entry for each of the {len(tensors)} tensors, got {dims!r}")
+    return list(dims)
+
+
 def gather_inputs(
     indices: Tensor, tensors: Sequence[Tensor], dims: Any, length: int | None = None
 ) -> list[tuple[int, int]]:
@@ -124,10 +138,7 @@ def gather_inputs(
     tensor("indices", indices, (torch.int64,))
     if indices.dim() != 2:
         raise ValueError(f"indices: expected shape [B, K], got {list(indices.shape)}")
-    if isinstance(dims, int):
-        dims = [dims] * len(tensors)
-    if not isinstance(dims, Sequence) or len(dims) != len(tensors):
-        raise ValueError(f"dims: expected an int or one entry for each of the {len(tensors)} tensors, got {dims!r}")
+    dims = token_dims(tensors, dims)
     pairs = []
     for number_, (value, entry) in enumerate(zip(tensors, dims, strict=True)):
         name = f"tensors[{number_}]"
@@ -155,11 +166,12 @@ def gather_inputs(
 
 def _dim_pair(name: str, value: Tensor, entry: Any, batch_size: int) -> tuple[int, int]:
     pair = tuple(entry) if isinstance(entry, Sequence) and not isinstance(entry, str) else (0, entry)
-    if len(pair) != 2 or not all(isinstance(dim, int) and not isinstance(dim, bool) for dim in pair):
+    if len(pair) != 2 or not all(isinstance(dim, Integral) and not isinstance(dim, bool) for dim in pair):
         raise TypeError(f"dims: expected an int or a pair (batch, token) for {name}, got {entry!r}")
-    if not all(-value.dim() <= dim < value.dim() for dim in pair):
+    batch, token = (int(dim) for dim in pair)
+    if not all(-value.dim() <= dim < value.dim() for dim in (batch, token)):
         raise ValueError(f"dims: {entry!r} lies outside {name} of shape {list(value.shape)}")
-    batch, token = (dim % value.dim() for dim in pair)
+    batch, token = batch % value.dim(), token % value.dim()
     if batch_size > 1:
         if batch == token:
             raise ValueError(f"dims: batch and token dimension of {name} must differ, got {entry!r}")

@@ -297,14 +297,16 @@ def prune(
     if integer("sequence_start", sequence_start, low=0) > first:
         raise ValueError(f"sequence_start: expected at most key_range[0] = {first}, got {sequence_start}")
     length = key.shape[2] - sequence_start
+    axes = checks.token_dims(tensors, dims)
     report = on_phase or (lambda phase: None)
     if scores is None:
         scores = column_sums(
             query, key, query_start=query_start, key_range=key_range, scale=scale, lse=lse, key_mask=key_mask, query_mask=query_mask,
             backend=backend,
         )  # fmt: skip
-    elif scores.shape != (key.shape[0], last - first):
-        raise ValueError(f"scores: expected shape {[key.shape[0], last - first]}, got {list(scores.shape)}")
+    else:
+        checks.score_tensor(scores)
+        checks.shape("scores", scores, (key.shape[0], last - first), "[B, v1-v0]")
     report("score")
     limits = torch.tensor(stage.budgets, device=key.device) if budgets is None else budgets
     columns = select(
@@ -315,7 +317,7 @@ def prune(
     after = torch.arange(last - sequence_start, length, device=key.device).expand(len(columns), -1)
     indices = torch.cat([before, columns + (first - sequence_start), after], dim=1)
     report("select")
-    pairs = checks.gather_inputs(indices, tensors, dims, length=length)
+    pairs = checks.gather_inputs(indices, tensors, axes, length=length)
     moved = implementation("gather", backend)(indices, tuple(tensors), pairs)
     report("compact")
     return indices, moved

@@ -138,6 +138,19 @@ def _is_first_of_group(order: Tensor, segments: Tensor, positions: Tensor) -> Te
     return torch.empty_like(changes[0]).scatter_(1, order, changes[0] | changes[1])
 
 
+# torch.gather lacks these dtypes; their bits travel as integers of the same size.
+_NOT_GATHERED = {
+    getattr(torch, name): bits
+    for names, bits in (
+        (("float8_e4m3fn", "float8_e5m2", "float8_e4m3fnuz", "float8_e5m2fnuz", "float8_e8m0fnu"), torch.int8),
+        (("uint16",), torch.int16),
+        (("uint32",), torch.int32),
+        (("uint64",), torch.int64),
+    )
+    for name in names
+}
+
+
 def gather(indices: Tensor, tensors: Sequence[Tensor], dims: Sequence[tuple[int, int]]) -> tuple[Tensor, ...]:
     """Of each tensor, the tokens `indices`; ``dims`` holds each one's (batch, token) dimension."""
     return tuple(_gather(indices, tensor, batch, token) for tensor, (batch, token) in zip(tensors, dims, strict=True))
@@ -149,6 +162,9 @@ def _gather(indices: Tensor, tensor: Tensor, batch: int, token: int) -> Tensor:
     shape = list(tensor.shape)
     shape[batch], shape[token] = indices.shape
     tensor = tensor.expand(*[shape[d] if d == batch else n for d, n in enumerate(tensor.shape)])
+    if tensor.dtype in _NOT_GATHERED:
+        bits = _NOT_GATHERED[tensor.dtype]
+        return _gather(indices, tensor.view(bits), batch, token).view(tensor.dtype)
     view = [1] * tensor.dim()
     view[batch], view[token] = indices.shape
     lined_up = indices if batch < token else indices.T
