@@ -43,7 +43,7 @@ class AdaTPConfig:
         −1 makes the whole video one segment.
     salient_boost : float
         Weight of a text-relevant segment's tokens against the others' when budgets are shared out.
-        At least 1.
+        From 1 to a million.
     spatial_dedup : {"strict", "soft", "off"}
         Local debiasing: keep one token per spatial position of a segment, or multiply the score of
         the others by `soft_weight`, or neither.
@@ -98,7 +98,7 @@ class AdaTPConfig:
                 f"schedule: {len(self.schedule)} kept shares for {len(self.stages)} stages; one per stage is needed"
             )
         set_field("segment_threshold", number("segment_threshold", self.segment_threshold, low=-1.0, high=1.0))
-        set_field("salient_boost", number("salient_boost", self.salient_boost, low=1.0))
+        set_field("salient_boost", number("salient_boost", self.salient_boost, low=1.0, high=1e6))
         choice("spatial_dedup", self.spatial_dedup, DEDUPLICATION)
         set_field("soft_weight", number("soft_weight", self.soft_weight, low=0.0, high=1.0))
         choice("queries", self.queries, QUERIES)

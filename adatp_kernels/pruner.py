@@ -215,7 +215,7 @@ class AdaTPPruner(nn.Module):
             Natural-log LSE of the rows, as `flash_attention` returns it; recomputed for the scoring
             rows if absent.
         key_mask : BoolTensor [B, N], optional
-            False marks padding.
+            False marks padding, which neither answers nor asks. The last token must be real if ``queries="last"``.
         on_phase : callable, optional
             As for `ops.prune`.
 
@@ -237,7 +237,7 @@ class AdaTPPruner(nn.Module):
             raise TypeError(f"state: expected a PruningState, as begin returns it, got {type(state).__name__}")
         if not state._remaining:
             raise RuntimeError("state: all stages are done (next_layer is None)")
-        checks.attention_inputs(query, key, 0, scale, None)
+        checks.attention_inputs(query, key, 0, scale, key_mask)
         if query.shape[2] != state.length:
             raise ValueError(
                 f"query: expected the {state.length} rows that are left of the prompt, got shape {list(query.shape)}"
@@ -273,6 +273,7 @@ class AdaTPPruner(nn.Module):
             scale=scale,
             lse=None if lse is None else lse[:, :, row:],
             key_mask=key_mask,
+            query_mask=None if key_mask is None else key_mask[:, older + row :],  # a padded token asks nothing, either
             scores=_even_stride(visual["segments"], stage, state)
             if self.config.score == "uniform"
             else visual.get("scores"),

@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import inspect
-import weakref
 from functools import partial
 from types import TracebackType
-from typing import Any
+from typing import Any, NoReturn
 
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from adatp_kernels.config import AdaTPConfig
 from adatp_kernels.integrations.transformers import families
-from adatp_kernels.integrations.transformers.cache import PrunedColumns
+from adatp_kernels.integrations.transformers.cache import PrunedLayer, check_cache, mask_of
 from adatp_kernels.integrations.transformers.prefill import VideoPrefill
 from adatp_kernels.integrations.transformers.relevance import check_relevance, frame_relevance
-from adatp_kernels.integrations.transformers.report import Report
+from adatp_kernels.integrations.transformers.report import PromptRecord, Report
 from adatp_kernels.integrations.transformers.tap import AttentionTap
-from adatp_kernels.ops import backend_report
-from adatp_kernels.plan import flops_ratio
 from adatp_kernels.pruner import AdaTPPruner
 
 
@@ -69,9 +66,10 @@ def accelerate(
 class Acceleration:
     """A model whose video prompts are pruned; what `accelerate` returns.
 
+    One prompt at a time: calls from several threads are not supported.
+
     Attributes
     ----------
-    config : AdaTPConfig
     relevance, question
         As given to `accelerate`; may be changed between prompts.
     """
@@ -81,7 +79,7 @@ class Acceleration:
         if not isinstance(config, AdaTPConfig):
             raise TypeError(f"config: expected an AdaTPConfig, got {type(config).__name__}")
         check_relevance(relevance, question)
-        self.config, self.relevance, self.question = config, relevance, question
+        self.relevance, self.question = relevance, question
         self._model, self._base = model, self._family.base(model)
         decoder = self._family.decoder(model)
         self._layers: list[Any] = list(decoder.layers)
@@ -101,15 +99,23 @@ class Acceleration:
         )
         self._signature = inspect.signature(self._base.forward)
         self._prefill: VideoPrefill | None = None  # the video prompt that is passing through the decoder
-        self._last: VideoPrefill | None = None  # the last one that did
-        # What the layers of each cache hold; an entry lives as long as its cache.
-        self._columns: weakref.WeakKeyDictionary[Any, PrunedColumns] = weakref.WeakKeyDictionary()
+        self._last: PromptRecord | None = None  # of the last one that did
+        self._uncached_ids: Tensor | None = None  # its token ids, if it ran without a cache
+        # The mask that layers holding the same columns share: (mask, columns, their part of it).
+        self._shared_mask: tuple[Any, Any, Any] = (None, None, None)
         self._taps = {
             layer: AttentionTap(self._layers[layer].self_attn) for layer in config.stage_layers(len(self._layers))
         }
         self._handles = self._attach()
 
+    @property
+    def config(self) -> AdaTPConfig:
+        """The configuration; to change it, remove() and accelerate again."""
+        return self._pruner.config
+
     def __enter__(self) -> Acceleration:
+        if not self._handles:
+            raise RuntimeError("accelerate: this acceleration was removed; call accelerate(model, config) again")
         return self
 
     def __exit__(
@@ -117,13 +123,18 @@ class Acceleration:
     ) -> None:
         self.remove()
 
+    def __deepcopy__(self, memo: dict[int, Any]) -> NoReturn:
+        raise RuntimeError("model: an accelerated model cannot be copied or pickled; remove() the acceleration first")
+
+    def __reduce__(self) -> NoReturn:
+        self.__deepcopy__({})
+
     def remove(self) -> None:
         """Leave the model exactly as it was; doing so twice is harmless."""
         for handle in self._handles:
             handle.remove()
-        for tap in self._taps.values():
-            tap.close()
-        self._handles, self._prefill = [], None
+        self._handles = []
+        self._forget()
 
     def report(self) -> Report:
         """What the last video prompt cost. On CUDA this waits for the device.
@@ -133,25 +144,10 @@ class Acceleration:
         RuntimeError
             If no video prompt has run yet.
         """
-        if self._last is None or self._last.state is None:
+        if self._last is None:
             raise RuntimeError("report: no video prompt has run yet under this acceleration")
-        done, state = self._last, self._last.state
-        text_tokens = done.entered[0] - len(done.layout)
-        actual = tuple(entered - text_tokens for entered in done.entered)
-        decoder = {name: width for name, width in self._pruner.decoder.items() if name != "num_layers"}
-        return Report(
-            plan=state.plan,
-            layout=done.layout,
-            segments=tuple(state.segments_per_frame.tolist()),
-            salient=state.salient,
-            text_tokens=text_tokens,
-            planned_tokens=state.plan.tokens_per_layer,
-            actual_tokens=actual,
-            planned_flops_ratio=state.plan.flops_ratio,
-            actual_flops_ratio=flops_ratio(actual, **decoder),
-            survivors=tuple((layer, kept[0].cpu()) for layer, kept in done.survivors),
-            seconds=done.clock.seconds(),
-            backends=backend_report().last_used,
+        return self._last.report(
+            **{name: width for name, width in self._pruner.decoder.items() if name != "num_layers"}
         )
 
     # The hooks, in the order in which they fire.
@@ -170,11 +166,19 @@ class Acceleration:
                 handles.append(
                     attention.register_forward_hook(partial(self._after_attention, number), always_call=True)
                 )
-                handles.append(layer.register_forward_hook(partial(self._after_layer, number)))
+                # First of its hooks: transformers' own, which collect hidden states, see what really goes on.
+                handles.append(layer.register_forward_hook(partial(self._after_layer, number), prepend=True))
         return handles
 
+    def _forget(self) -> None:
+        """Drop what belongs to one forward, also if it was interrupted."""
+        self._prefill, self._shared_mask = None, (None, None, None)
+        for tap in self._taps.values():
+            tap.close()
+            tap.take()
+
     def _before_model(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self._prefill = None
+        self._forget()
         bound = self._signature.bind(*args, **kwargs).arguments
         arguments = {**bound.pop("kwargs", {}), **bound}
         video = self._family.video(self._model, arguments)
@@ -182,10 +186,29 @@ class Acceleration:
             return
         if module.training:
             raise RuntimeError("model: accelerate prunes at inference only; call model.eval() first")
+        self._check_mode(arguments)
+        check_cache(arguments.get("past_key_values"))
+        check_relevance(self.relevance, self.question)
         layout, frames = video
-        self._prefill = VideoPrefill(
-            self._pruner, arguments, layout, frame_relevance(self.relevance, self.question, frames)
-        )
+        relevance = frame_relevance(self.relevance, self.question, frames)
+        self._prefill = VideoPrefill(self._pruner, arguments, layout, relevance)
+
+    def _check_mode(self, arguments: dict[str, Any]) -> None:
+        """Refuse ways of generating that would let tokens of the answer choose what is kept of the video."""
+        kept_logits = arguments.get("logits_to_keep", 0)
+        if not isinstance(kept_logits, int) or kept_logits not in (0, 1):
+            raise ValueError(
+                f"logits_to_keep: accelerate supports 0 (all) and 1 for a prompt with a video, got {kept_logits!r}. Assisted "
+                "decoding (assistant_model, prompt_lookup_num_tokens), which asks for more, is not supported"
+            )
+        ids, before = arguments["input_ids"], self._uncached_ids
+        self._uncached_ids = None
+        if arguments.get("past_key_values") is None and arguments.get("use_cache") is False:
+            if before is not None and before.shape[1] + 1 == ids.shape[1] and bool((ids[:, :-1] == before).all()):
+                raise ValueError(
+                    "use_cache: False would prune anew for every token of an answer; generate with a cache"
+                )
+            self._uncached_ids = ids
 
     def _after_vision(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         # With images in the prompt the tower runs twice; the video comes last.
@@ -193,21 +216,27 @@ class Acceleration:
             self._prefill.features = self._family.frame_features(self._model, self._prefill.arguments, output)
 
     def _before_layer(self, number: int, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        if self._prefill is not None:
+            hidden = args[0] if args else kwargs["hidden_states"]
+            if number == 0:
+                self._prefill.begin(hidden, kwargs)
+            return args, self._prefill.before_layer(number, hidden, kwargs)
+        # A later forward on a pruned cache: the mask fits layer 0, and this layer may hold fewer columns.
         cache, mask = kwargs.get("past_key_values"), kwargs.get("attention_mask")
-        if self._prefill is None:
-            # A later forward on a pruned cache: the mask fits layer 0; this layer holds fewer columns.
-            columns = self._columns.get(cache) if cache is not None else None
-            if mask is None or columns is None or number not in columns.layers:
-                return None
-            return args, {**kwargs, "attention_mask": columns.of_mask(number, mask)}
-        hidden = args[0] if args else kwargs["hidden_states"]
-        if number == 0:
-            columns = PrunedColumns() if cache is None else self._columns.setdefault(cache, PrunedColumns())
-            self._prefill.begin(hidden, kwargs, columns)
-        return args, self._prefill.before_layer(number, hidden, kwargs)
+        if (
+            mask is None
+            or cache is None
+            or number >= len(cache.layers)
+            or type(cache.layers[number]) is not PrunedLayer
+        ):
+            return None
+        held = cache.layers[number]
+        if self._shared_mask[0] is not mask or self._shared_mask[1] is not held.columns:
+            self._shared_mask = (mask, held.columns, mask_of(held, mask))
+        return args, {**kwargs, "attention_mask": self._shared_mask[2]}
 
     def _before_attention(self, number: int, module: nn.Module, args: tuple[Any, ...]) -> None:
-        if self._prefill is not None and self._prefill.state is not None and self._prefill.state.next_layer == number:
+        if self._prefill is not None and self._prefill.next_layer == number:
             self._taps[number].open()
 
     def _after_attention(self, number: int, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
@@ -220,14 +249,19 @@ class Acceleration:
         return self._prefill.after_layer(number, output, seen)
 
     def _after_model(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        if self._prefill is not None and output is not None:  # None: the forward raised
-            self._prefill.finish()
-            self._last = self._prefill
-        self._prefill = None
+        prefill = self._prefill
+        self._forget()
+        if prefill is not None and output is not None:  # None: the forward raised
+            self._last = prefill.finish()
 
 
 def _check_decoder(decoder: Any) -> None:
-    """Raise unless every layer attends to everything before it."""
+    """Raise unless every layer attends to everything before it, by an attention function that can be tapped."""
     kinds = set(getattr(decoder.config, "layer_types", None) or ["full_attention"])
     if kinds != {"full_attention"}:
         raise ValueError(f"model: accelerate supports decoders of full attention only, got layers of {sorted(kinds)}")
+    name = decoder.config._attn_implementation
+    if name not in ("eager", "sdpa", "adatp") and "flash" not in name:
+        raise ValueError(
+            f"model: accelerate supports the attention implementations eager, sdpa, flash and adatp, got {name!r}"
+        )

@@ -1,8 +1,7 @@
-"""Key-value caches of a pruned prompt: which columns each layer holds, and layers that were compacted."""
+"""Cache layers of a pruned prompt: which columns they hold, and how long they are for everybody else."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -10,10 +9,70 @@ from torch import Tensor
 from transformers.cache_utils import Cache, DynamicLayer
 
 
-class CompactedLayer(DynamicLayer):
-    """A dynamic cache layer from which tokens were dropped, but which still reports its logical length.
+class PrunedLayer(DynamicLayer):
+    """A cache layer that holds a part of the prompt's columns and reports the length of all of them.
 
-    Positions of new tokens are counted from the logical length, masks are sized from the physical one.
+    Masks are made for layer 0, which holds every column; this one takes its part of them.
+
+    Attributes
+    ----------
+    columns : LongTensor [B, n]
+        The columns that its first n entries stand for, ascending. What came later is all there.
+    covered : int
+        Columns that the n entries account for: entry ``n + i`` stands for column ``covered + i``.
+    """
+
+    keys: Tensor
+    values: Tensor
+    columns: Tensor
+    covered: int
+
+    @classmethod
+    def of(cls, layer: DynamicLayer, columns: Tensor, covered: int) -> PrunedLayer:
+        """`layer`'s tensors, of which the first ``columns.shape[1]`` entries stand for `columns`."""
+        new = cls()
+        new.__dict__.update(layer.__dict__)
+        new.columns, new.covered = columns, covered
+        return new
+
+    def get_seq_length(self) -> int:
+        return self.covered + super().get_seq_length() - self.columns.shape[1]
+
+    def reset(self) -> None:
+        super().reset()
+        self.columns, self.covered = self.columns[:, :0], 0
+
+    def crop(self, tokens_to_remove: int) -> None:
+        length = self.get_seq_length()
+        # transformers still takes a positive number for the length that is to be left.
+        left = min(tokens_to_remove, length) if tokens_to_remove > 0 else length + tokens_to_remove
+        if left < self.covered:
+            kept = {int(number) for number in (self.columns < left).sum(1)}
+            if len(kept) > 1:
+                raise ValueError(
+                    f"crop: the batch rows hold different numbers of the first {left} columns: {sorted(kept)}"
+                )
+            self.columns, self.covered = self.columns[:, : kept.pop()], left
+        entries = self.columns.shape[1] + left - self.covered
+        self.keys, self.values = self.keys[:, :, :entries], self.values[:, :, :entries]
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        super().reorder_cache(beam_idx)
+        self.columns = self.columns.index_select(0, beam_idx.to(self.columns.device))
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        super().batch_repeat_interleave(repeats)
+        self.columns = self.columns.repeat_interleave(repeats, dim=0)
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        super().batch_select_indices(indices)
+        self.columns = self.columns[indices, ...]
+
+
+class CompactedLayer(DynamicLayer):
+    """A cache layer of a cache from all of whose layers the same tokens were dropped.
+
+    Positions of new tokens are counted from its logical length, masks are sized from the physical one.
 
     Attributes
     ----------
@@ -37,15 +96,10 @@ class CompactedLayer(DynamicLayer):
         return new
 
     def get_seq_length(self) -> int:
-        return self.physical_length + (self.dropped if self.physical_length else 0)
-
-    @property
-    def physical_length(self) -> int:
-        """Tokens really held."""
-        return super().get_seq_length()
+        return super().get_seq_length() + self.dropped
 
     def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return self.physical_length + query_length, self.dropped
+        return super().get_seq_length() + query_length, self.dropped
 
     def reset(self) -> None:
         super().reset()
@@ -53,40 +107,7 @@ class CompactedLayer(DynamicLayer):
 
     def crop(self, tokens_to_remove: int) -> None:
         if tokens_to_remove != 0:
-            raise ValueError(
-                "compact_cache=True: this cache was compacted and cannot be cropped, which assisted decoding needs; use compact_cache=False"
-            )
-
-
-@dataclass(eq=False)
-class PrunedColumns:
-    """Which of the prompt's columns each layer of one cache holds.
-
-    A mask is made for layer 0, which holds every column; a later layer needs a part of it.
-
-    Attributes
-    ----------
-    covered : int
-        Columns accounted for; what comes later is in every layer.
-    layers : dict of int to LongTensor [B, n]
-        For each layer that was pruned, the columns it holds of the first `covered`, ascending.
-    """
-
-    covered: int = 0
-    layers: dict[int, Tensor] = field(default_factory=dict)
-
-    def extended(self, layer: int, past: int, kept: Tensor) -> Tensor:
-        """The columns of `layer` once the `kept` tokens [B, L] of a prompt follow `past` columns."""
-        older = self.layers.get(layer)
-        if older is None:
-            older = torch.arange(self.covered, device=kept.device).expand(len(kept), -1)
-        since = torch.arange(self.covered, past, device=kept.device).expand(len(kept), -1)
-        return torch.cat([older, since, kept + past], dim=1)
-
-    def of_mask(self, layer: int, mask: Tensor) -> Tensor:
-        """The part of a mask [..., N] that `layer` needs: its own columns, and all that came later."""
-        columns = self.layers[layer]
-        return torch.cat([take_columns(mask, columns), mask[..., self.covered :]], dim=-1)
+            raise ValueError("compact_cache: a cache that was compacted cannot be cropped; use compact_cache=False")
 
 
 def take_columns(mask: Tensor, columns: Tensor) -> Tensor:
@@ -102,6 +123,27 @@ def take_rows(mask: Tensor, rows: Tensor) -> Tensor:
     return mask.gather(2, rows[:, None, :, None].expand(-1, mask.shape[1], -1, mask.shape[3]))
 
 
+def mask_of(layer: PrunedLayer, mask: Tensor) -> Tensor:
+    """The part of a mask [B, …, N] that the layer needs: its own columns, and all that came later."""
+    return torch.cat([take_columns(mask, layer.columns), mask[..., layer.covered :]], dim=-1)
+
+
+def columns_held(layer: Any, past: int, kept: Tensor) -> Tensor:
+    """The columns [B, n] that a layer holds once the `kept` tokens [B, L] of a prompt follow `past` columns."""
+    old = [torch.arange(past, device=kept.device).expand(len(kept), -1)]
+    if isinstance(layer, PrunedLayer):
+        old = [layer.columns, old[0][:, layer.covered :]]
+    return torch.cat([*old, kept + past], dim=1)
+
+
+def physical_length(cache: Any, number: int) -> int:
+    """Entries that layer `number` of `cache` really holds."""
+    layers = [] if cache is None else cache.layers
+    if number >= len(layers) or not layers[number].is_initialized:
+        return 0
+    return layers[number].keys.shape[-2]
+
+
 def check_cache(cache: Any) -> None:
     """Raise unless a prompt can be pruned into `cache`."""
     if cache is None:
@@ -111,16 +153,8 @@ def check_cache(cache: Any) -> None:
     if getattr(cache, "offloading", False):
         raise ValueError("past_key_values: an offloaded cache is not supported by accelerate; use a plain DynamicCache")
     kinds = {type(layer) for layer in cache.layers} or {cache.layer_class_to_replicate}
-    unsupported = sorted(kind.__name__ for kind in kinds - {DynamicLayer, CompactedLayer, None} if kind is not None)
-    if unsupported:
+    strange = sorted(kind.__name__ for kind in kinds - {DynamicLayer, PrunedLayer, CompactedLayer, None} if kind)
+    if strange:
         raise ValueError(
-            f"past_key_values: accelerate supports a DynamicCache of full attention, got layers of type {unsupported}"
+            f"past_key_values: accelerate supports a DynamicCache of full attention, got layers of {strange}"
         )
-
-
-def physical_length(cache: Any, layer: int) -> int:
-    """Tokens that `layer` of `cache` really holds."""
-    if cache is None or layer >= len(cache.layers):
-        return 0
-    held = cache.layers[layer]
-    return held.physical_length if isinstance(held, CompactedLayer) else held.get_seq_length()

@@ -9,15 +9,16 @@ from torch import Tensor
 
 from adatp_kernels.integrations.transformers.cache import (
     CompactedLayer,
-    PrunedColumns,
-    check_cache,
+    PrunedLayer,
+    columns_held,
     physical_length,
     take_columns,
     take_rows,
 )
-from adatp_kernels.integrations.transformers.report import PhaseClock
+from adatp_kernels.integrations.transformers.report import PhaseClock, PromptRecord
 from adatp_kernels.integrations.transformers.tap import Seen
 from adatp_kernels.layout import VisualLayout
+from adatp_kernels.ops import backend_report
 from adatp_kernels.pruner import AdaTPPruner, PruningState
 
 
@@ -32,13 +33,6 @@ class VideoPrefill:
     relevance : Tensor [num_frames] or None
     features : Tensor [num_frames, d] or None
         Set once the vision tower has run.
-    state : PruningState or None
-        Set once the first decoder layer begins.
-    entered : list of int
-        Tokens that entered each layer.
-    survivors : list of (int, LongTensor [B, L])
-        Per stage, its layer and the tokens that were left after it.
-    clock : PhaseClock
     """
 
     def __init__(
@@ -49,44 +43,52 @@ class VideoPrefill:
         self.state: PruningState | None = None
         self.entered: list[int] = []
         self.survivors: list[tuple[int, Tensor]] = []
-
-    def begin(self, hidden: Tensor, kwargs: dict[str, Any], columns: PrunedColumns) -> None:
-        """At the first decoder layer: find the segments and make the plan.
-
-        Parameters
-        ----------
-        hidden : Tensor [B, T, D]
-        kwargs : dict
-            The layer's keyword arguments.
-        columns : PrunedColumns
-            What the layers of the cache hold from earlier prompts.
-        """
-        self.cache = kwargs.get("past_key_values")
-        check_cache(self.cache)
-        length = hidden.shape[1]
-        self.past = physical_length(self.cache, 0)
-        self.padding = self._padding(self.past + length)
-        if self.padding is not None and self.pruner.config.compact_cache:
+        padding = arguments.get("attention_mask")
+        if padding is not None and (not isinstance(padding, Tensor) or padding.dim() != 2):
+            raise ValueError("attention_mask: accelerate supports a padding mask of shape [B, N], not a mask per row")
+        # Read once on the host, before the decoder runs: without padding no mask has to travel.
+        self.padding = None if padding is None or bool(padding.all()) else padding.bool()
+        if self.padding is not None and not bool(self.padding[:, -1].all()):
+            raise ValueError("attention_mask: accelerate supports padding on the left; the last token is padding")
+        if self.padding is not None and pruner.config.compact_cache:
             raise ValueError("compact_cache: True is not supported for a prompt with padding; use compact_cache=False")
-        self.columns = columns
-        self.new_columns: dict[int, Tensor] = {}
+
+    @property
+    def next_layer(self) -> int | None:
+        """The layer whose query and key are needed next."""
+        return None if self.state is None else self.state.next_layer
+
+    def begin(self, hidden: Tensor, kwargs: dict[str, Any]) -> None:
+        """At the first decoder layer, given its input [B, T, D] and keyword arguments: segments and plan."""
+        self.cache = kwargs.get("past_key_values")
+        self.past = physical_length(self.cache, 0)
+        if self.padding is not None:
+            self.padding = self.padding[:, -hidden.shape[1] - self.past :]
         self.rotary: tuple[Tensor, ...] = tuple(kwargs["position_embeddings"])
         self.clock = PhaseClock(hidden.device)
         self.state = self.pruner.begin(
-            self.layout, length, features=self.features, relevance=self.relevance, device=hidden.device
+            self.layout, hidden.shape[1], features=self.features, relevance=self.relevance, device=hidden.device
         )
+        self.columns: dict[int, Tensor] = {}  # of every layer that holds a part: which columns
+        self._of_layers_alike: tuple[Any, ...] = ()
 
     def before_layer(self, number: int, hidden: Tensor, kwargs: dict[str, Any]) -> dict[str, Any]:
         """The layer's keyword arguments, cut down to the tokens that are left."""
         assert self.state is not None
         self.entered.append(hidden.shape[1])
-        if not self.survivors and number not in self.columns.layers:
+        layer = self.cache.layers[number] if self.cache is not None and number < len(self.cache.layers) else None
+        if not self.survivors and not isinstance(layer, PrunedLayer):
             return kwargs
-        held = self.columns.extended(number, self.past, self.state.kept)
-        self.new_columns[number] = held
+        # Layers between two stages that held the same before hold, and mask, the same now.
+        before = layer.columns if isinstance(layer, PrunedLayer) else None
         mask = kwargs.get("attention_mask")
-        if mask is not None:
-            mask = take_columns(take_rows(mask, self.state.kept) if mask.dim() == 4 else mask, held)
+        alike = (len(self.survivors), before, mask)
+        if not self._of_layers_alike or any(a is not b for a, b in zip(alike, self._of_layers_alike[0], strict=True)):
+            held = columns_held(layer, self.past, self.state.kept)
+            if mask is not None:
+                mask = take_columns(take_rows(mask, self.state.kept) if mask.dim() == 4 else mask, held)
+            self._of_layers_alike = (alike, held, mask)
+        _, self.columns[number], mask = self._of_layers_alike
         # Position ids are left out: what the layer needs of them is in cos and sin, and with gaps in
         # them flash attention would take the prompt for several packed ones.
         return {**kwargs, "attention_mask": mask, "position_embeddings": self.rotary, "position_ids": None}
@@ -99,11 +101,9 @@ class VideoPrefill:
         # Of a cache, only this prompt's tokens are pruned; what earlier turns left stays.
         entries = [entry for layer in layers for entry in (layer.keys, layer.values)]
         travelling = [hidden, *self.rotary, *(entry[:, :, older:] for entry in entries)]
-        key_mask = None
-        if self.padding is not None:
-            key_mask = (
-                take_columns(self.padding, self.new_columns[number]) if number in self.new_columns else self.padding
-            )
+        key_mask = self.padding
+        if key_mask is not None and number in self.columns:
+            key_mask = take_columns(key_mask, self.columns[number])
         self.clock.start()
         self.state, moved = self.pruner(
             self.state,
@@ -125,18 +125,41 @@ class VideoPrefill:
             layer.values = torch.cat([layer.values[:, :, :older], values], dim=2) if older else values
         return hidden
 
-    def finish(self) -> None:
-        """After the last layer: what later forwards need to know of this cache."""
-        assert self.state is not None
-        if self.cache is None:
-            return
+    def finish(self) -> PromptRecord:
+        """After the last layer: tell the cache what it holds, and what is worth remembering of the prompt.
+
+        Raises
+        ------
+        RuntimeError
+            If a stage never came by, because the model ran without the hooks or its attention was not seen.
+        """
+        if self.state is None or self.state.next_layer is not None:
+            missed = (
+                "the decoder's layers were"
+                if self.state is None
+                else f"the attention of layer {self.state.next_layer} was"
+            )
+            raise RuntimeError(
+                f"model: {missed} not seen by accelerate, so the prompt was not pruned as planned. A compiled model and "
+                "attention modules that do not use transformers' attention functions are not supported"
+            )
         length = self.entered[0]
-        if self.pruner.config.compact_cache:
+        if self.cache is not None and self.pruner.config.compact_cache:
             for layer in self._compacted_layers(len(self.cache.layers) - 1):
                 layer.dropped += length - self.state.length
-        else:
-            self.columns.layers.update(self.new_columns)
-            self.columns.covered = self.past + length
+        elif self.cache is not None:
+            for number, columns in self.columns.items():
+                self.cache.layers[number] = PrunedLayer.of(self.cache.layers[number], columns, self.past + length)
+        return PromptRecord(
+            plan=self.state.plan,
+            layout=self.layout,
+            segments=tuple(self.state.segments_per_frame.tolist()),
+            salient=self.state.salient,
+            entered=tuple(self.entered),
+            survivors=tuple(self.survivors),
+            clock=self.clock,
+            backends=backend_report().last_used,
+        )
 
     def _compacted_layers(self, last: int) -> list[CompactedLayer]:
         """The cache layers up to `last`, made compactable, if the cache is to be compacted."""
@@ -144,14 +167,3 @@ class VideoPrefill:
             return []
         self.cache.layers[: last + 1] = [CompactedLayer.of(layer) for layer in self.cache.layers[: last + 1]]
         return self.cache.layers[: last + 1]
-
-    def _padding(self, columns: int) -> Tensor | None:
-        """The padding mask [B, N] as booleans; None if nothing is padded."""
-        padding = self.arguments.get("attention_mask")
-        if padding is None:
-            return None
-        if not isinstance(padding, Tensor) or padding.dim() != 2:
-            raise ValueError("attention_mask: accelerate supports a padding mask of shape [B, N], not a mask per row")
-        padding = padding[:, -columns:].bool()
-        # Read once on the host, before the decoder runs: without padding no mask has to travel.
-        return None if bool(padding.all()) else padding

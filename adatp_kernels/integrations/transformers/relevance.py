@@ -11,29 +11,26 @@ from torch import Tensor
 
 def check_relevance(relevance: Any, question: str | None) -> None:
     """Raise unless `relevance` is None, per-frame scores, or a pair of a SiglipModel and its tokenizer."""
-    if relevance is None or isinstance(relevance, Tensor):
+    if relevance is None or isinstance(relevance, Tensor) or _is_numbers(relevance):
         return
-    if isinstance(relevance, tuple) and len(relevance) == 2:
-        siglip, tokenizer = relevance
-        if not all(hasattr(siglip, name) for name in ("get_image_features", "get_text_features")):
-            raise TypeError(f"relevance: expected a SiglipModel first, got {type(siglip).__name__}")
-        if not callable(tokenizer):
-            raise TypeError(f"relevance: expected a tokenizer second, got {type(tokenizer).__name__}")
-        if not isinstance(question, str) or not question:
-            raise ValueError(
-                "question: relevance by a SiglipModel needs the question as a string: accelerate(..., question=...)"
-            )
-        return
-    if (
-        isinstance(relevance, (list, tuple))
-        and relevance
-        and all(isinstance(score, (int, float)) for score in relevance)
-    ):
-        return
-    raise TypeError(
-        "relevance: expected None, one score per frame (a tensor or a list of numbers), or a pair (SiglipModel, tokenizer); got "
-        f"{type(relevance).__name__}"
-    )
+    if not isinstance(relevance, tuple) or len(relevance) != 2:
+        raise TypeError(
+            "relevance: expected None, one score per frame (a tensor or a list of numbers), or a pair (SiglipModel, "
+            f"tokenizer); got {type(relevance).__name__}"
+        )
+    siglip, tokenizer = relevance
+    if not all(hasattr(siglip, name) for name in ("get_image_features", "get_text_features")):
+        raise TypeError(f"relevance: expected a SiglipModel first, got {type(siglip).__name__}")
+    if not callable(tokenizer):
+        raise TypeError(f"relevance: expected a tokenizer second, got {type(tokenizer).__name__}")
+    if not isinstance(question, str) or not question:
+        raise ValueError(
+            "question: relevance by a SiglipModel needs the question as a string: accelerate(..., question=...)"
+        )
+
+
+def _is_numbers(value: Any) -> bool:
+    return isinstance(value, (list, tuple)) and len(value) > 0 and all(isinstance(item, (int, float)) for item in value)
 
 
 def frame_relevance(relevance: Any, question: str | None, frames: Tensor) -> Tensor | None:
@@ -48,7 +45,7 @@ def frame_relevance(relevance: Any, question: str | None, frames: Tensor) -> Ten
     """
     if relevance is None:
         return None
-    if isinstance(relevance, tuple) and hasattr(relevance[0], "get_image_features"):
+    if isinstance(relevance, tuple) and not _is_numbers(relevance):
         return siglip_relevance(relevance[0], relevance[1], frames, question or "")
     scores = torch.as_tensor(relevance)
     if list(scores.shape) != [len(frames)]:

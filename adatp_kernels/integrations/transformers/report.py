@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from adatp_kernels.layout import VisualLayout
-from adatp_kernels.plan import PruningPlan
+from adatp_kernels.plan import PruningPlan, flops_ratio
 
 PHASES = ("score", "select", "compact")
 
@@ -51,6 +51,49 @@ class PhaseClock:
                 now.synchronize()
                 total[phase] += before.elapsed_time(now) / 1e3  # type: ignore[union-attr]
         return total
+
+
+@dataclass(frozen=True, eq=False)
+class PromptRecord:
+    """What is remembered of a prompt that ran; nothing of the size of its pixels or its cache.
+
+    Attributes
+    ----------
+    entered : tuple of int
+        Tokens that entered each layer, text included.
+    survivors : tuple of (int, LongTensor [B, n])
+    clock : PhaseClock
+    plan, layout, segments, salient, backends
+        As in `Report`.
+    """
+
+    plan: PruningPlan
+    layout: VisualLayout
+    segments: tuple[int, ...]
+    salient: tuple[int, ...]
+    entered: tuple[int, ...]
+    survivors: tuple[tuple[int, Tensor], ...]
+    clock: PhaseClock
+    backends: dict[str, str]
+
+    def report(self, *, hidden_size: int, key_width: int, mlp_width: int) -> Report:
+        """The report, for a decoder of these widths. On CUDA this waits for the device."""
+        text_tokens = self.entered[0] - len(self.layout)
+        actual = tuple(entered - text_tokens for entered in self.entered)
+        return Report(
+            plan=self.plan,
+            layout=self.layout,
+            segments=self.segments,
+            salient=self.salient,
+            text_tokens=text_tokens,
+            planned_tokens=self.plan.tokens_per_layer,
+            actual_tokens=actual,
+            planned_flops_ratio=self.plan.flops_ratio,
+            actual_flops_ratio=flops_ratio(actual, hidden_size=hidden_size, key_width=key_width, mlp_width=mlp_width),
+            survivors=tuple((layer, kept[0].cpu()) for layer, kept in self.survivors),
+            seconds=self.clock.seconds(),
+            backends=self.backends,
+        )
 
 
 @dataclass(frozen=True, eq=False)

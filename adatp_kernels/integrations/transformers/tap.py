@@ -79,7 +79,8 @@ class AttentionTap:
             output, lse = attention.attention_with_lse(self.module, query, key, value, mask, **options)
             result: tuple[Tensor, Tensor | None] = (output, None)
         else:
-            eager = sys.modules[type(self.module).__module__].eager_attention_forward
+            # Every modelling file has an eager attention of its own.
+            eager = getattr(sys.modules[type(self.module).__module__], "eager_attention_forward", None)
             result = ALL_ATTENTION_FUNCTIONS.get_interface(name, eager)(self.module, query, key, value, mask, **options)
         self.seen = Seen(query, key, options.get("scaling"), lse)
         return result

@@ -1,6 +1,8 @@
 """accelerate: generation equals the full sequence with the pruned keys masked, and the model is left as it was."""
 
 import copy
+import gc
+import weakref
 
 import pytest
 import torch
@@ -9,7 +11,7 @@ from small_models import CELLS, LAYERS, VIDEO, MaskedReference, generate, llava_
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 import adatp_kernels as adatp
-from adatp_kernels.integrations.transformers.cache import CompactedLayer
+from adatp_kernels.integrations.transformers.cache import CompactedLayer, PrunedLayer
 from adatp_kernels.integrations.transformers.prefill import VideoPrefill
 from adatp_kernels.ops import functional, reference
 
@@ -252,6 +254,99 @@ def test_text_only_prompts_pass_through():
             run.report()
 
 
+@pytest.mark.parametrize("attention", ATTENTION)
+def test_a_cropped_cache_serves_another_question(attention):
+    """The usual reuse of a video's cache: back to the end of the video, then a new question."""
+    inputs = prompt()
+    video_ends = 3 + 6 * CELLS + 1
+    model = llava_onevision(attention)
+    with adatp.accelerate(model, CONFIG) as run:
+        _, _, cache = generate(model, inputs, max_new_tokens=4)
+        copied = copy.deepcopy(cache)
+        cache.crop(video_ends - cache.get_seq_length())
+    survivors = run.report().survivors
+    results = []
+    # Another acceleration, or none: what the layers hold stands in the cache itself.
+    for reused in (cache, copy.deepcopy(cache)):
+        ids = torch.cat([inputs["input_ids"][:, :video_ends], torch.tensor([[12, 13, 14]])], dim=1)
+        again = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "past_key_values": reused}
+        with adatp.accelerate(model, CONFIG):
+            results.append(generate(model, again, max_new_tokens=5)[1])
+    full = llava_onevision("eager")
+    MaskedReference(full).add(survivors, 0, inputs["input_ids"].shape[1])
+    _, _, full_cache = generate(full, inputs, max_new_tokens=4)
+    full_cache.crop(video_ends - full_cache.get_seq_length())
+    again = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "past_key_values": full_cache}
+    for hook in [h for layer in full.model.language_model.layers for h in list(layer._forward_pre_hooks)]:
+        for layer in full.model.language_model.layers:
+            layer._forward_pre_hooks.pop(hook, None)
+            layer._forward_pre_hooks_with_kwargs.pop(hook, None)
+    reference = MaskedReference(full)
+    # The question is gone, so only the video's columns are still to be masked.
+    reference.add([(layer, kept[kept < video_ends]) for layer, kept in survivors], 0, video_ends)
+    _, expected, _ = generate(full, again, max_new_tokens=5)
+    for logits in results:
+        assert (logits - expected).abs().max() <= TOLERANCE
+    assert copied.get_seq_length() == inputs["input_ids"].shape[1] + 3
+
+
+def test_assisted_decoding_that_starts_after_the_prompt_is_right(monkeypatch):
+    """It is refused when candidates come with the prompt itself; later ones only add to the cache and crop it."""
+    crop, crops = PrunedLayer.crop, []
+    monkeypatch.setattr(PrunedLayer, "crop", lambda layer, tokens: (crops.append(tokens), crop(layer, tokens))[1])
+    for seed in range(6):
+        inputs = prompt(seed=seed)
+        model = llava_onevision()
+        with adatp.accelerate(model, CONFIG):
+            expected = generate(model, inputs, max_new_tokens=24)[0]
+            assert torch.equal(generate(model, inputs, max_new_tokens=24, prompt_lookup_num_tokens=3)[0], expected)
+    assert any(crops)  # some candidates were indeed refused by the model
+
+
+@pytest.mark.parametrize("queries", ["text", "last"])
+def test_masked_tokens_ask_nothing(queries):
+    """A token that the padding mask hides after the video neither counts as a key nor scores."""
+    inputs, extra = prompt(), torch.tensor([[250, 251]])
+    ids = inputs["input_ids"]
+    holes = {**inputs, "input_ids": torch.cat([ids[:, :-3], extra, ids[:, -3:]], dim=1)}
+    holes["attention_mask"] = torch.cat(
+        [torch.ones_like(ids[:, :-3]), torch.zeros_like(extra), torch.ones_like(ids[:, -3:])], 1
+    )
+    position_ids = (holes["attention_mask"].cumsum(1) - 1).clamp(min=0)
+    config = adatp.AdaTPConfig(target_flops=0.4, stages=(1, 3, 6), queries=queries)
+    for attention in ATTENTION:
+        model = llava_onevision(attention)
+        with adatp.accelerate(model, config), torch.no_grad():
+            plain = model(**inputs).logits[:, -1]
+            masked_out = model(**holes, position_ids=position_ids).logits[:, -1]
+        assert (plain - masked_out).abs().max() <= TOLERANCE
+
+
+@pytest.mark.parametrize("layer_first", [True, False])
+def test_hidden_states_show_what_went_on(layer_first):
+    """Whether transformers installs its collecting hooks before ours or after, at its first use."""
+    model, inputs = llava_onevision(), prompt()
+    if layer_first:
+        with torch.no_grad():
+            model(**inputs, output_hidden_states=True)
+    with adatp.accelerate(model, CONFIG) as run, torch.no_grad():
+        lengths = [hidden.shape[1] for hidden in model(**inputs, output_hidden_states=True).hidden_states]
+    report = run.report()
+    entered = [report.text_tokens + tokens for tokens in report.actual_tokens]
+    assert lengths == [*entered, entered[-1]]
+
+
+def test_nothing_of_a_prompt_is_kept_alive():
+    model, inputs = llava_onevision(), prompt()
+    with adatp.accelerate(model, CONFIG) as run:
+        _, _, cache = generate(model, inputs, max_new_tokens=2)
+        alive = [weakref.ref(cache), weakref.ref(cache.layers[5].keys), weakref.ref(inputs["pixel_values_videos"])]
+        del cache, inputs
+        gc.collect()
+        assert [reference() for reference in alive] == [None] * 3
+        assert run.report().segments
+
+
 def test_prompts_do_not_influence_each_other():
     model, inputs = llava_onevision(), prompt()
     with adatp.accelerate(model, CONFIG):
@@ -369,6 +464,31 @@ def test_a_failed_prompt_leaves_nothing_behind():
         assert torch.equal(generate(model, inputs, max_new_tokens=2)[1], expected)
 
 
+def test_an_interrupted_prompt_does_not_score_the_next():
+    """Ctrl-C between a layer's attention and its end: no hook runs, and what the tap saw must not be used."""
+    model, inputs = llava_onevision(), prompt()
+    other = prompt(seed=9)
+    with adatp.accelerate(model, CONFIG):
+        expected = generate(model, other, max_new_tokens=1)[1]
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    with adatp.accelerate(model, CONFIG) as run:
+        for layer in (1, 3, 6, 9):
+            hook = model.model.language_model.layers[layer].mlp.register_forward_pre_hook(interrupt)
+            with pytest.raises(KeyboardInterrupt):
+                generate(model, inputs, max_new_tokens=1)
+            hook.remove()
+            assert torch.equal(generate(model, other, max_new_tokens=1)[1], expected)
+        with pytest.raises(KeyboardInterrupt):
+            hook = model.model.language_model.layers[1].mlp.register_forward_pre_hook(interrupt)
+            generate(model, inputs, max_new_tokens=1)
+        hook.remove()
+        run.remove()
+        assert all(tap.seen is None for tap in run._taps.values())
+
+
 # What is not supported says so before the first token.
 
 
@@ -394,6 +514,20 @@ def test_refusals_name_what_is_wrong():
             model(**{**inputs, "pixel_values_videos": twice["pixel_values_videos"]})
         with pytest.raises(ValueError, match="inputs_embeds"):
             model(inputs_embeds=torch.randn(1, inputs["input_ids"].shape[1], 64), **embeddings)
+        with pytest.raises(ValueError, match=r"logits_to_keep: .*Assisted decoding"):
+            generate(model, prompt(after=(7, 8, 9, 7, 8)), prompt_lookup_num_tokens=3)
+        with pytest.raises(ValueError, match=r"logits_to_keep: .*tensor"):
+            model(**inputs, logits_to_keep=torch.tensor([5]))
+        with pytest.raises(ValueError, match=r"pixel_values_videos: .*prefill_chunk_size"):
+            generate(model, inputs, prefill_chunk_size=16)
+        with pytest.raises(ValueError, match=r"use_cache: False"):
+            generate(model, inputs, use_cache=False)
+        with pytest.raises(ValueError, match=r"attention_mask: .*padding on the left"):
+            model(**{**inputs, "attention_mask": inputs["attention_mask"].flip(0).index_fill(1, torch.tensor([-1]), 0)})
+        with pytest.raises(ValueError, match=r"attention_mask: .*not a mask per row"):
+            model(**{**inputs, "attention_mask": torch.ones(1, 1, 4, 4)})
+        with pytest.raises(RuntimeError, match="cannot be copied"):
+            copy.deepcopy(model)
         with pytest.raises(RuntimeError, match="inference"):
             model.train()(**inputs)
         model.eval()
@@ -417,10 +551,34 @@ def test_refused_models_and_arguments():
         adatp.accelerate(model, adatp.AdaTPConfig(stages=(1, 15)))
     with pytest.raises(ValueError, match="stages: 'progressive'.*at least 14 layers"):
         adatp.accelerate(llava_onevision(layers=8), adatp.AdaTPConfig())
+    with pytest.raises(AttributeError):
+        adatp.accelerate(llava_onevision(), CONFIG).config = CONFIG
+    gone = adatp.accelerate(llava_onevision(), CONFIG)
+    gone.remove()
+    with pytest.raises(RuntimeError, match="was removed"), gone:
+        pass
+    flex = llava_onevision()
+    flex.config.text_config._attn_implementation_internal = "flex_attention"
+    with pytest.raises(ValueError, match="model: .*'flex_attention'"):
+        adatp.accelerate(flex, CONFIG)
     model.config.text_config.layer_types[3] = "sliding_attention"
     with pytest.raises(ValueError, match="model: .*sliding_attention"):
         adatp.accelerate(model, CONFIG)
     assert not any(module._forward_pre_hooks or module._forward_hooks for module in model.modules())
+
+
+def test_attention_that_was_not_seen_is_an_error():
+    """A compiled model, or an attention module of its own making, would otherwise just not be pruned."""
+    model, inputs = llava_onevision(), prompt()
+    attention = model.model.language_model.layers[3].self_attn
+    attention.forward = lambda hidden_states, **_: (attention.o_proj(hidden_states), None)
+    with adatp.accelerate(model, CONFIG), torch.no_grad():
+        with pytest.raises(RuntimeError, match="the attention of layer 3 was not seen"):
+            model(**inputs, use_cache=False)
+        model.model.language_model.forward = torch.compile(model.model.language_model.forward, backend="eager")
+        with pytest.raises(RuntimeError, match="not seen by accelerate"):
+            model(**inputs, use_cache=False)
+    torch._dynamo.reset()
 
 
 def test_compacted_cache_cannot_be_cropped():

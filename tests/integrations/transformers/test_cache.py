@@ -1,35 +1,108 @@
-"""Caches of pruned prompts: columns per layer, and layers with a logical length."""
+"""Cache layers of pruned prompts: which columns they hold, and the length they report."""
 
+import copy
+
+import pytest
 import torch
 from transformers.cache_utils import DynamicLayer
 
-from adatp_kernels.integrations.transformers.cache import CompactedLayer, PrunedColumns, take_columns, take_rows
+from adatp_kernels.integrations.transformers.cache import (
+    CompactedLayer,
+    PrunedLayer,
+    columns_held,
+    mask_of,
+    take_columns,
+    take_rows,
+)
+
+
+def filled(length, batch=1):
+    """A layer whose entries are their own numbers."""
+    layer = DynamicLayer()
+    entries = torch.arange(float(length)).view(1, 1, length, 1).expand(batch, 2, length, 4)
+    layer.update(entries, entries)
+    return layer
+
+
+def pruned():
+    """Six columns of which 0, 2, 5 are held, then three more: 6, 7, 8."""
+    return PrunedLayer.of(filled(6), torch.tensor([[0, 2, 5]]), 6)
 
 
 def test_compacted_layer_counts_logically_and_holds_physically():
-    layer = DynamicLayer()
-    layer.update(torch.randn(1, 2, 5, 4), torch.randn(1, 2, 5, 4))
+    layer = filled(5)
     compacted = CompactedLayer.of(layer)
-    assert compacted.keys is layer.keys and CompactedLayer.of(compacted) is compacted
+    assert compacted.keys is layer.keys
+    assert CompactedLayer.of(compacted) is compacted
     compacted.dropped = 7
-    assert compacted.get_seq_length() == 12 and compacted.physical_length == 5
+    assert compacted.get_seq_length() == 12
     assert compacted.get_mask_sizes(3) == (8, 7)
     compacted.update(torch.randn(1, 2, 1, 4), torch.randn(1, 2, 1, 4))
     assert compacted.get_seq_length() == 13
+    with pytest.raises(ValueError, match="compact_cache"):
+        compacted.crop(-1)
     compacted.reset()
     assert compacted.dropped == 0
 
 
+def test_pruned_layer_reports_the_length_of_all_columns():
+    layer = pruned()
+    assert layer.keys.shape[2] == 6
+    assert layer.get_seq_length() == 9
+    assert layer.get_mask_sizes(2) == (11, 0)
+    mask = torch.arange(11.0).view(1, 1, 1, 11)
+    assert mask_of(layer, mask).flatten().tolist() == [0, 2, 5, 6, 7, 8, 9, 10]
+    assert mask_of(layer, mask[0, 0].repeat(2, 1)[:1]).tolist() == [[0, 2, 5, 6, 7, 8, 9, 10]]
+
+
 def test_columns_of_several_turns():
-    columns = PrunedColumns()
-    first = columns.extended(3, 0, torch.tensor([[0, 2, 5]]))
-    assert first.tolist() == [[0, 2, 5]]
-    columns.layers[3], columns.covered = first, 6
-    mask = torch.arange(10.0).view(1, 1, 1, 10)
-    assert columns.of_mask(3, mask).flatten().tolist() == [0, 2, 5, 6, 7, 8, 9]
-    # Two new tokens were generated (6, 7), then a prompt of four of which two are kept.
-    assert columns.extended(3, 8, torch.tensor([[1, 3]])).tolist() == [[0, 2, 5, 6, 7, 9, 11]]
-    assert columns.extended(4, 8, torch.tensor([[1, 3]])).tolist() == [[*range(8), 9, 11]]
+    kept = torch.tensor([[1, 3]])
+    assert columns_held(None, 0, torch.tensor([[0, 2, 5]])).tolist() == [[0, 2, 5]]
+    assert columns_held(filled(4), 4, kept).tolist() == [[0, 1, 2, 3, 5, 7]]
+    assert columns_held(pruned(), 9, kept).tolist() == [[0, 2, 5, 6, 7, 8, 10, 12]]
+
+
+@pytest.mark.parametrize(
+    ("crop", "length", "entries"),
+    [
+        (0, 9, 6),
+        (-1, 8, 5),
+        (-3, 6, 3),  # back to the end of the prompt
+        (-4, 5, 2),  # column 5 goes
+        (-6, 3, 2),  # 3 and 4 were pruned already
+        (-8, 1, 1),
+        (7, 7, 4),  # transformers still takes a positive number for the length to be left
+        (100, 9, 6),
+    ],
+)
+def test_cropping_counts_columns_not_entries(crop, length, entries):
+    layer = pruned()
+    layer.crop(crop)
+    assert layer.get_seq_length() == length
+    assert layer.keys.shape[2] == layer.values.shape[2] == entries
+    assert layer.keys[0, 0, :, 0].tolist() == list(range(entries))
+    mask = torch.arange(length + 2.0).view(1, 1, 1, -1)
+    assert mask_of(layer, mask).shape[-1] == entries + 2
+
+
+def test_cropping_refuses_rows_that_would_differ():
+    layer = PrunedLayer.of(filled(4, batch=2), torch.tensor([[0, 1, 2], [0, 4, 5]]), 6)
+    with pytest.raises(ValueError, match="crop: the batch rows hold different numbers"):
+        layer.crop(-4)
+
+
+def test_batches_and_copies_keep_their_columns():
+    layer = PrunedLayer.of(filled(3, batch=2), torch.tensor([[0, 1, 2], [0, 4, 5]]), 6)
+    copied = copy.deepcopy(layer)
+    layer.batch_repeat_interleave(2)
+    assert layer.columns.tolist() == [[0, 1, 2], [0, 1, 2], [0, 4, 5], [0, 4, 5]]
+    layer.reorder_cache(torch.tensor([2, 0, 0, 3]))
+    assert layer.columns.tolist() == [[0, 4, 5], [0, 1, 2], [0, 1, 2], [0, 4, 5]]
+    layer.batch_select_indices(torch.tensor([1]))
+    assert layer.columns.tolist() == [[0, 1, 2]] and len(layer.keys) == 1
+    assert copied.columns.tolist() == [[0, 1, 2], [0, 4, 5]] and copied.covered == 6
+    layer.reset()
+    assert layer.covered == 0
 
 
 def test_rows_and_columns_of_a_mask():

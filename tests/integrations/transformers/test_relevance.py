@@ -81,6 +81,17 @@ def test_relevance_may_change_between_prompts():
             assert run.report().salient == (salient,)
 
 
+def test_a_change_between_prompts_is_checked_too():
+    model = llava_onevision()
+    with adatp.accelerate(model, CONFIG) as run:
+        run.relevance = (siglip(), WordTokenizer())
+        with pytest.raises(ValueError, match="question: "):
+            generate(model, prompt(), max_new_tokens=1)
+        run.question = "a red ball"
+        generate(model, prompt(), max_new_tokens=1)
+        assert run.report().salient
+
+
 def test_mistakes_are_named():
     with pytest.raises(
         ValueError, match=r"relevance: expected one score for each of the video's 6 frames, got shape \[4\]"

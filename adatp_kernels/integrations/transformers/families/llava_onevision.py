@@ -28,10 +28,15 @@ class LlavaOnevision:
         return num_frames * self._cells(model) + 1
 
     def video(self, model: Any, arguments: dict[str, Any]) -> tuple[VisualLayout, Tensor] | None:
-        pixels = arguments.get("pixel_values_videos")
+        pixels, ids = arguments.get("pixel_values_videos"), arguments.get("input_ids")
         if pixels is None:
+            # Asked of prompts only, never in decoding: on a GPU it waits for the device.
+            if ids is not None and ids.shape[1] > 1 and bool((ids == model.config.video_token_id).any()):
+                raise ValueError(
+                    "pixel_values_videos: input_ids hold video tokens, but no pixels came with them. Chunked prefill "
+                    "(prefill_chunk_size) is not supported: transformers drops the video there"
+                )
             return None
-        ids = arguments.get("input_ids")
         if ids is None:
             raise ValueError(
                 "input_ids: accelerate finds the visual tokens by their ids, so a prompt with a video cannot come as inputs_embeds"
@@ -50,8 +55,7 @@ class LlavaOnevision:
         expected = self.num_video_tokens(model, num_frames)
         if len(index) != expected:
             raise ValueError(
-                f"input_ids: expected {num_frames} frames × {cells} + 1 = {expected} video tokens, got {len(index)}. "
-                "Chunked prefill (prefill_chunk_size) is not supported"
+                f"input_ids: expected {num_frames} frames × {cells} + 1 = {expected} video tokens, got {len(index)}"
             )
         frame = torch.arange(num_frames).repeat_interleave(cells)
         return VisualLayout(index[:-1], frame, torch.arange(cells).repeat(num_frames)), pixels[0]
