@@ -5,9 +5,15 @@ from __future__ import annotations
 import torch
 import transformers
 
+import adatp_kernels as adatp
+
 IMAGE, VIDEO = 290, 291
 CELLS = 9  # 6 × 6 patches, pooled to 3 × 3
 LAYERS = 16
+
+ATTENTION = ("eager", "sdpa", "adatp")
+CONFIG = adatp.AdaTPConfig(target_flops=0.4, stages=(1, 3, 6, 9))
+TOLERANCE = 1e-5
 
 
 def llava_onevision(attention="sdpa", *, seed=0, layers=LAYERS, vision_use_head=False):
@@ -108,3 +114,11 @@ class MaskedReference:
             return args, {**kwargs, "attention_mask": mask}
 
         return before
+
+
+def masked(inputs, survivors, *, compact=False, **options):
+    """Sequences and logits of the masked full-sequence model."""
+    model = llava_onevision("eager")
+    reference = MaskedReference(model, compact=compact)
+    reference.add(survivors, 0, inputs["input_ids"].shape[1])
+    return generate(model, inputs, **options)
