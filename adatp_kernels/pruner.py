@@ -34,6 +34,8 @@ class PruningState:
         Where among them all visual tokens stand.
     num_visual : int
         How many of them are visual.
+    num_positions : int
+        Cells of a frame.
     """
 
     plan: PruningPlan
@@ -42,6 +44,7 @@ class PruningState:
     length: int
     key_range: tuple[int, int]
     num_visual: int
+    num_positions: int
     _remaining: tuple[tuple[Stage, Tensor], ...]  # stages that drop something, budgets on the device
     # What is known of every token that is left, each [B, L], and moves with it: "kept", its place in the
     # prompt; "segments" and "positions", −1 for text; "prior" and "scores" where there are any.
@@ -179,6 +182,7 @@ class AdaTPPruner(nn.Module):
             length=length,
             key_range=(first, last),
             num_visual=len(layout),
+            num_positions=int(layout.position.max()) + 1,
             _remaining=tuple(zip(stages, budgets, strict=True)),
             _tokens=tokens,
         )
@@ -282,6 +286,7 @@ class AdaTPPruner(nn.Module):
             prior=visual.get("prior"),
             budgets=budgets,
             num_selected=num_selected,
+            num_positions=state.num_positions,
             backend=self.config.backend,
             on_phase=on_phase,
         )

@@ -8,7 +8,7 @@ from brute_force import names
 from torch import nn
 
 from adatp_kernels import AdaTPConfig, AdaTPPruner, VisualLayout, flash_attention
-from adatp_kernels.ops import column_sums, dispatch, gather, select
+from adatp_kernels.ops import column_sums, gather, select
 
 LAYERS, HEADS, KV_HEADS, DIM = 6, 4, 2, 16
 WIDTHS = {"hidden_size": HEADS * DIM, "key_width": KV_HEADS * DIM, "mlp_width": 128}
@@ -593,7 +593,6 @@ def test_no_stage_is_left():
 
 
 def test_the_configs_backend_runs(monkeypatch):
-    monkeypatch.delitem(dispatch._IMPLEMENTATIONS, "native", raising=False)
     pruner = pruner_of(half(backend="native"))
     state = pruner.begin(FLAT, 10, segments=torch.tensor([0]))
     with pytest.raises(RuntimeError, match="^backend: 'native' cannot run"):

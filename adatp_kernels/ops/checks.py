@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from numbers import Integral
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from adatp_kernels.errors import integer, number
+from adatp_kernels.config import DEDUPLICATION
+from adatp_kernels.errors import choice, integer, number
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
@@ -83,26 +85,52 @@ def score_tensor(scores: Tensor) -> None:
         raise ValueError(f"scores: expected a non-empty shape [B, N], got {list(scores.shape)}")
 
 
-def per_column(name: str, value: Tensor, scores: Tensor) -> Tensor:
-    """An integer tensor [N] or [B, N] as int64 [B, N]; a view where it is int64 already."""
-    tensor(name, value, INTEGERS, scores.device)
-    if value.dim() == 1:
-        value = value[None].expand(len(scores), -1) if len(value) == scores.shape[1] else value
-    shape(name, value, scores.shape, "[B, N]")
-    return value.to(torch.int64)
+@dataclass(frozen=True)
+class Selection:
+    """What `select` is to do, checked: everything but the scores."""
+
+    segments: Tensor  # [B, N] int64
+    positions: Tensor  # [B, N] int64
+    budgets: Tensor  # [B, S] int64
+    dedup: str
+    soft_weight: float
+    prior: Tensor | None  # [B, N]
 
 
-def prior_table(prior: Tensor, scores: Tensor) -> Tensor:
-    """A floating tensor [N] or [B, N] as [B, N] in the scores' dtype."""
-    tensor("prior", prior, FLOATS, scores.device)
-    if prior.dim() == 1:
-        prior = prior[None].expand(len(scores), -1) if len(prior) == scores.shape[1] else prior
-    shape("prior", prior, scores.shape, "[B, N]")
-    return prior.to(scores.dtype)
+def selection(
+    columns: tuple[int, int],
+    device: torch.device,
+    segments: Tensor,
+    positions: Tensor,
+    budgets: Any,
+    dedup: str,
+    soft_weight: float,
+    prior: Tensor | None,
+) -> Selection:
+    """Check and normalise what `select` takes beside its scores, for (B, N) `columns` on a device."""
+    segments = _per_column("segments", segments, columns, device, INTEGERS).to(torch.int64)
+    positions = _per_column("positions", positions, columns, device, INTEGERS).to(torch.int64)
+    table = budget_table(budgets, columns[0], device)
+    choice("dedup", dedup, DEDUPLICATION)
+    weight = number("soft_weight", soft_weight, low=0.0, high=1.0)
+    if prior is not None:
+        prior = _per_column("prior", prior, columns, device, FLOATS)
+    return Selection(segments, positions, table, dedup, weight, prior)
 
 
-def budget_table(budgets: Any, scores: Tensor) -> Tensor:
-    """Budgets [S] or [B, S], from the host or the device, as int64 [B, S] on the scores' device."""
+def _per_column(
+    name: str, value: Tensor, columns: tuple[int, int], device: torch.device, dtypes: Sequence[torch.dtype]
+) -> Tensor:
+    """A tensor [N] or [B, N] as [B, N], a view."""
+    tensor(name, value, dtypes, device)
+    if value.dim() == 1 and len(value) == columns[1]:
+        value = value[None].expand(columns[0], -1)
+    shape(name, value, columns, "[B, N]")
+    return value
+
+
+def budget_table(budgets: Any, batch_size: int, device: torch.device) -> Tensor:
+    """Budgets [S] or [B, S], from the host or the device, as int64 [B, S] on the device."""
     try:
         table = torch.as_tensor(budgets)
     except (TypeError, ValueError, RuntimeError) as error:
@@ -110,12 +138,12 @@ def budget_table(budgets: Any, scores: Tensor) -> Tensor:
     if table.numel() and table.dtype not in INTEGERS:
         raise TypeError(f"budgets: expected integers, got {table.dtype}")
     if table.dim() == 1:
-        table = table[None].expand(len(scores), -1)
-    if table.dim() != 2 or len(table) != len(scores):
+        table = table[None].expand(batch_size, -1)
+    if table.dim() != 2 or len(table) != batch_size:
         raise ValueError(
-            f"budgets: expected shape [B, S] with B = {len(scores)}, or [S], got {list(torch.as_tensor(budgets).shape)}"
+            f"budgets: expected shape [B, S] with B = {batch_size}, or [S], got {list(torch.as_tensor(budgets).shape)}"
         )
-    return table.to(scores.device, torch.int64)
+    return table.to(device, torch.int64)
 
 
 def token_dims(tensors: Any, dims: Any) -> list[Any]:
@@ -131,36 +159,38 @@ def token_dims(tensors: Any, dims: Any) -> list[Any]:
     return list(dims)
 
 
-def gather_inputs(
-    indices: Tensor, tensors: Sequence[Tensor], dims: Any, length: int | None = None
+def token_tensors(
+    tensors: Any, dims: Any, batch_size: int, device: torch.device, length: int | None = None
 ) -> list[tuple[int, int]]:
+    """Check tensors that travel; returns each one's (batch, token) dimension, counted from zero."""
+    pairs = []
+    for place, (value, entry) in enumerate(zip(tensors, token_dims(tensors, dims), strict=True)):
+        name = f"tensors[{place}]"
+        if not isinstance(value, Tensor):
+            raise TypeError(f"{name}: expected a tensor, got {type(value).__name__}")
+        if value.device != device:
+            raise ValueError(f"{name}: expected device {device}, like the tensors before it, got {value.device}")
+        batch, token = _dim_pair(name, value, entry, batch_size)
+        if length is not None and value.shape[token] != length:
+            raise ValueError(f"{name}: expected {length} tokens in dimension {token}, got shape {list(value.shape)}")
+        pairs.append((batch, token))
+    return pairs
+
+
+def gather_inputs(indices: Tensor, tensors: Any, dims: Any) -> list[tuple[int, int]]:
     """Check what `gather` takes; returns each tensor's (batch, token) dimension, counted from zero."""
     tensor("indices", indices, (torch.int64,))
     if indices.dim() != 2:
         raise ValueError(f"indices: expected shape [B, K], got {list(indices.shape)}")
-    dims = token_dims(tensors, dims)
-    pairs = []
-    for number_, (value, entry) in enumerate(zip(tensors, dims, strict=True)):
-        name = f"tensors[{number_}]"
-        if not isinstance(value, Tensor):
-            raise TypeError(f"{name}: expected a tensor, got {type(value).__name__}")
-        if value.device != indices.device:
-            raise ValueError(f"{name}: expected indices' device {indices.device}, got {value.device}")
-        pairs.append(_dim_pair(name, value, entry, len(indices)))
-        size = value.shape[pairs[-1][1]]
-        if length is not None and size != length:
-            raise ValueError(
-                f"{name}: expected {length} tokens in dimension {pairs[-1][1]}, got shape {list(value.shape)}"
-            )
-        # Reading the largest index would wait for a GPU; on the host it costs nothing to be sure.
-        if (
-            indices.device.type == "cpu"
-            and indices.numel()
-            and not 0 <= int(indices.min()) <= int(indices.max()) < size
-        ):
-            raise ValueError(
-                f"indices: expected values in [0, {size}), the tokens of {name}, got {int(indices.min())} to {int(indices.max())}"
-            )
+    pairs = token_tensors(tensors, dims, len(indices), indices.device)
+    # Reading the largest index would wait for a GPU; on the host it costs nothing to be sure.
+    if indices.device.type == "cpu" and indices.numel():
+        low, high = int(indices.min()), int(indices.max())
+        for place, (value, (_, token)) in enumerate(zip(tensors, pairs, strict=True)):
+            if not 0 <= low <= high < value.shape[token]:
+                raise ValueError(
+                    f"indices: expected values in [0, {value.shape[token]}), the tokens of tensors[{place}], got {low} to {high}"
+                )
     return pairs
 
 

@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import importlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from types import ModuleType
 
+import torch
+from torch import Tensor
+
 from adatp_kernels.config import BACKENDS
 from adatp_kernels.errors import choice
-from adatp_kernels.ops import reference
 
-OPERATIONS = ("row_lse", "column_sums", "select", "gather")
-
-_FASTEST_FIRST = ("native", "triton", "reference")
-
-# In the same order. A backend is a module with one function per operation, called with checked arguments.
-_IMPLEMENTATIONS: dict[str, ModuleType] = {"reference": reference}
+# Fastest first; the reference runs anything. A backend is a module with one function per operation, called with
+# checked arguments, and `refuses(operation, *tensors)`, which says why it cannot run an operation on some tensors.
+_MODULES = {"triton": "adatp_kernels.ops.triton.backend", "reference": "adatp_kernels.ops.reference"}
 _MISSING = "this version of adatp_kernels does not contain it"
 
+# Loaded backends, or why they could not be loaded.
+_loaded: dict[str, ModuleType | str] = {}
 # The choice each operation made last, for `backend_report`; written, never read, on the hot path.
 _last: dict[str, str] = {}
 
@@ -56,12 +58,19 @@ def backend_report() -> BackendReport:
     -------
     BackendReport
     """
-    missing = {name: _MISSING for name in _FASTEST_FIRST if name not in _IMPLEMENTATIONS}
-    return BackendReport({name: name not in missing for name in _FASTEST_FIRST}, missing, dict(_last))
+    probe = torch.empty(1, 1, 1, 1, device="cuda" if torch.cuda.is_available() else "cpu")
+    reasons = {name: _refusal(name, "gather", (probe,)) for name in ("native", "triton", "reference")}
+    unavailable = {name: reason for name, reason in reasons.items() if reason is not None}
+    return BackendReport({name: name not in unavailable for name in reasons}, unavailable, dict(_last))
 
 
-def implementation(operation: str, backend: str) -> Callable:
-    """The function that runs `operation`.
+def last_used() -> dict[str, str]:
+    """The backend that each operation ran on last."""
+    return dict(_last)
+
+
+def implementation(operation: str, backend: str, *tensors: Tensor) -> Callable:
+    """The function that runs `operation` on `tensors`, those that decide which backend can.
 
     Raises
     ------
@@ -71,8 +80,31 @@ def implementation(operation: str, backend: str) -> Callable:
         If the caller named a backend that cannot run; ``"auto"`` falls back in silence instead.
     """
     choice("backend", backend, BACKENDS)
-    name = next(iter(_IMPLEMENTATIONS)) if backend == "auto" else backend
-    if name not in _IMPLEMENTATIONS:
-        raise RuntimeError(f"backend: {backend!r} cannot run: {_MISSING}; available are {['auto', *_IMPLEMENTATIONS]}")
+    if backend == "auto":
+        # Triton is not even loaded for CPU tensors, though its interpreter could run them, slowly.
+        on_cpu = tensors[0].device.type == "cpu"
+        names = (name for name in _MODULES if not (on_cpu and name == "triton"))
+        name = next(name for name in names if _refusal(name, operation, tensors) is None)
+    else:
+        name = backend
+        reason = _refusal(name, operation, tensors)
+        if reason is not None:
+            raise RuntimeError(f"backend: {backend!r} cannot run {operation} here: {reason}")
     _last[operation] = name
-    return getattr(_IMPLEMENTATIONS[name], operation)
+    return getattr(_loaded[name], operation)
+
+
+def _refusal(name: str, operation: str, tensors: tuple[Tensor, ...]) -> str | None:
+    if name not in _loaded:
+        _loaded[name] = _load(name)
+    module = _loaded[name]
+    return module if isinstance(module, str) else module.refuses(operation, *tensors)
+
+
+def _load(name: str) -> ModuleType | str:
+    if name not in _MODULES:
+        return _MISSING
+    try:
+        return importlib.import_module(_MODULES[name])
+    except ImportError as error:
+        return f"it cannot be loaded: {error}"

@@ -5,11 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import torch
 from torch import Tensor
 
-from adatp_kernels.config import DEDUPLICATION
-from adatp_kernels.errors import choice, integer, number
+from adatp_kernels.errors import integer
 from adatp_kernels.ops import checks, reference
 from adatp_kernels.ops.dispatch import implementation
 from adatp_kernels.plan import Stage
@@ -55,7 +53,7 @@ def row_lse(
         If the named backend cannot run.
     """
     scale = checks.attention_inputs(query, key, query_start, scale, key_mask)
-    run = implementation("row_lse", backend)
+    run = implementation("row_lse", backend, query, key)
     return run(query, key, query_start=query_start, scale=scale, key_mask=key_mask)
 
 
@@ -100,7 +98,7 @@ def column_sums(
     scale = checks.attention_inputs(query, key, query_start, scale, key_mask)
     key_range = checks.column_range(key_range, key.shape[2])
     checks.row_tensors(query, lse, query_mask)
-    run = implementation("column_sums", backend)
+    run = implementation("column_sums", backend, query, key)
     return run(
         query,
         key,
@@ -123,6 +121,7 @@ def select(
     soft_weight: float = 0.0,
     prior: Tensor | None = None,
     num_selected: int | None = None,
+    num_positions: int | None = None,
     backend: str = "auto",
 ) -> Tensor:
     """Debias the scores and keep the best columns of every segment (``algorithm.md``, steps 5 to 8).
@@ -147,6 +146,9 @@ def select(
     num_selected : int, optional
         K, for callers that know it. Then nothing is read back from the device and the budgets are
         trusted; otherwise they are checked and K is counted, which waits for the device.
+    num_positions : int, optional
+        More than any position, for callers that know it and give `num_selected`: a GPU backend then has
+        nothing to read back, either.
     backend : {"auto", "reference", "triton", "native"}
 
     Returns
@@ -164,28 +166,14 @@ def select(
         If the named backend cannot run.
     """
     checks.score_tensor(scores)
-    segments = checks.per_column("segments", segments, scores)
-    positions = checks.per_column("positions", positions, scores)
-    limits = checks.budget_table(budgets, scores)
-    choice("dedup", dedup, DEDUPLICATION)
-    number("soft_weight", soft_weight, low=0.0, high=1.0)
-    if prior is not None:
-        prior = checks.prior_table(prior, scores)
-    if num_selected is None:
-        num_selected = _count(segments, positions, limits, dedup)
-    elif integer("num_selected", num_selected, low=0) > scores.shape[1]:
-        raise ValueError(f"num_selected: expected at most the {scores.shape[1]} columns of scores, got {num_selected}")
-    run = implementation("select", backend)
-    return run(
-        scores,
-        segments,
-        positions,
-        limits,
-        dedup=dedup,
-        soft_weight=soft_weight,
-        prior=prior,
-        num_selected=num_selected,
-    )
+    columns = (scores.shape[0], scores.shape[1])
+    chosen = checks.selection(columns, scores.device, segments, positions, budgets, dedup, soft_weight, prior)
+    num_selected = _num_selected(num_selected, chosen)
+    _check_num_positions(num_positions)
+    return implementation("select", backend, scores)(
+        scores, chosen.segments, chosen.positions, chosen.budgets, dedup=dedup, soft_weight=chosen.soft_weight,
+        prior=chosen.prior, num_selected=num_selected, num_positions=num_positions,
+    )  # fmt: skip
 
 
 def gather(
@@ -219,7 +207,7 @@ def gather(
         If the named backend cannot run.
     """
     pairs = checks.gather_inputs(indices, tensors, dims)
-    return implementation("gather", backend)(indices, tensors, pairs)
+    return implementation("gather", backend, indices)(indices, tensors, pairs)
 
 
 def prune(
@@ -244,6 +232,7 @@ def prune(
     prior: Tensor | None = None,
     budgets: Tensor | None = None,
     num_selected: int | None = None,
+    num_positions: int | None = None,
     backend: str = "auto",
     on_phase: Callable[[str], None] | None = None,
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
@@ -275,6 +264,8 @@ def prune(
     num_selected : int, optional
         Surviving columns of `key_range`, always-kept ones included. As in `select`: given, nothing
         waits for the device; absent, it is counted.
+    num_positions : int, optional
+        As for `select`.
     on_phase : callable, optional
         Called with ``"score"``, ``"select"``, ``"compact"`` after each phase was launched.
 
@@ -292,35 +283,42 @@ def prune(
     """
     if not isinstance(stage, Stage):
         raise TypeError(f"stage: expected a Stage of a plan, got {type(stage).__name__}")
-    checks.attention_inputs(query, key, query_start, scale, key_mask)
-    first, last = checks.column_range(key_range, key.shape[2])
-    if integer("sequence_start", sequence_start, low=0) > first:
-        raise ValueError(f"sequence_start: expected at most key_range[0] = {first}, got {sequence_start}")
-    length = key.shape[2] - sequence_start
-    axes = checks.token_dims(tensors, dims)
-    report = on_phase or (lambda phase: None)
-    if scores is None:
-        scores = column_sums(
-            query, key, query_start=query_start, key_range=key_range, scale=scale, lse=lse, key_mask=key_mask, query_mask=query_mask,
-            backend=backend,
-        )  # fmt: skip
-    else:
+    scale = checks.attention_inputs(query, key, query_start, scale, key_mask)
+    checks.row_tensors(query, lse, query_mask)
+    key_range = checks.column_range(key_range, key.shape[2])
+    columns = (key.shape[0], key_range[1] - key_range[0])
+    if integer("sequence_start", sequence_start, low=0) > key_range[0]:
+        raise ValueError(f"sequence_start: expected at most key_range[0] = {key_range[0]}, got {sequence_start}")
+    if scores is not None:
         checks.score_tensor(scores)
-        checks.shape("scores", scores, (key.shape[0], last - first), "[B, v1-v0]")
-    report("score")
-    limits = torch.tensor(stage.budgets, device=key.device) if budgets is None else budgets
-    columns = select(
-        scores, segments, positions, limits, dedup=dedup, soft_weight=soft_weight, prior=prior, num_selected=num_selected,
-        backend=backend,
+        checks.shape("scores", scores, columns, "[B, v1-v0]")
+    limits = stage.budgets if budgets is None else budgets
+    chosen = checks.selection(columns, key.device, segments, positions, limits, dedup, soft_weight, prior)
+    pairs = checks.token_tensors(tensors, dims, columns[0], key.device, key.shape[2] - sequence_start)
+    num_selected = _num_selected(num_selected, chosen)
+    _check_num_positions(num_positions)
+    deciding = (query, key) if scores is None else (query, key, scores)
+    return implementation("prune", backend, *deciding)(
+        query, key, tuple(tensors), chosen.budgets, dims=pairs, segments=chosen.segments, positions=chosen.positions,
+        query_start=query_start, key_range=key_range, sequence_start=sequence_start, scale=scale, lse=lse,
+        key_mask=key_mask, query_mask=query_mask, scores=scores, dedup=dedup, soft_weight=chosen.soft_weight,
+        prior=chosen.prior, num_selected=num_selected, num_positions=num_positions,
+        on_phase=on_phase or (lambda phase: None),
     )  # fmt: skip
-    before = torch.arange(first - sequence_start, device=key.device).expand(len(columns), -1)
-    after = torch.arange(last - sequence_start, length, device=key.device).expand(len(columns), -1)
-    indices = torch.cat([before, columns + (first - sequence_start), after], dim=1)
-    report("select")
-    pairs = checks.gather_inputs(indices, tensors, axes, length=length)
-    moved = implementation("gather", backend)(indices, tuple(tensors), pairs)
-    report("compact")
-    return indices, moved
+
+
+def _check_num_positions(num_positions: int | None) -> None:
+    if num_positions is not None:
+        integer("num_positions", num_positions, low=1)
+
+
+def _num_selected(num_selected: int | None, chosen: checks.Selection) -> int:
+    """K as the caller knows it, or counted."""
+    if num_selected is None:
+        return _count(chosen.segments, chosen.positions, chosen.budgets, chosen.dedup)
+    if integer("num_selected", num_selected, low=0) > chosen.segments.shape[1]:
+        raise ValueError(f"num_selected: expected at most the {chosen.segments.shape[1]} columns, got {num_selected}")
+    return num_selected
 
 
 def _count(segments: Tensor, positions: Tensor, budgets: Tensor, dedup: str) -> int:
@@ -331,6 +329,8 @@ def _count(segments: Tensor, positions: Tensor, budgets: Tensor, dedup: str) -> 
         raise ValueError(
             f"segments: expected ids from -1 to {num_segments - 1}, the budgets given, got {low if low < -1 else high}"
         )
+    if bool(((positions < 0) & (segments >= 0)).any()):
+        raise ValueError("positions: expected at least 0 wherever a column has a segment")
     if budgets.numel() and int(budgets.min()) < 0:
         raise ValueError(f"budgets: expected at least 0, got {int(budgets.min())}")
     counts = reference.count_selectable(segments, positions, num_segments, strict=dedup == "strict")

@@ -6,12 +6,17 @@ and nothing waits for the device. Arguments arrive checked (``functional.py``).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 NEG_INF = float("-inf")
+
+
+def refuses(operation: str, *tensors: Tensor) -> str | None:
+    """Why the reference cannot run an operation on `tensors`: never."""
+    return None
 
 
 def visible_logits(
@@ -79,11 +84,12 @@ def select(
     soft_weight: float,
     prior: Tensor | None,
     num_selected: int,
+    num_positions: int | None,
 ) -> Tensor:
     """Debias and select (``algorithm.md``, steps 5 to 8) by sorting; see `functional.select`."""
     columns = scores.shape[1]
     if prior is not None:
-        scores = scores * prior
+        scores = scores * prior.to(scores.dtype)
     order = _rank(scores)
     if dedup != "off":
         first = _is_first_of_group(order, segments, positions)
@@ -169,3 +175,48 @@ def _gather(indices: Tensor, tensor: Tensor, batch: int, token: int) -> Tensor:
     view[batch], view[token] = indices.shape
     lined_up = indices if batch < token else indices.T
     return tensor.gather(token, lined_up.reshape(view).expand(shape))
+
+
+def prune(
+    query: Tensor,
+    key: Tensor,
+    tensors: Sequence[Tensor],
+    budgets: Tensor,
+    *,
+    dims: Sequence[tuple[int, int]],
+    segments: Tensor,
+    positions: Tensor,
+    query_start: int,
+    key_range: tuple[int, int],
+    sequence_start: int,
+    scale: float,
+    lse: Tensor | None,
+    key_mask: Tensor | None,
+    query_mask: Tensor | None,
+    scores: Tensor | None,
+    dedup: str,
+    soft_weight: float,
+    prior: Tensor | None,
+    num_selected: int,
+    num_positions: int | None,
+    on_phase: Callable[[str], None],
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """Score, select, gather; text outside the columns survives. See `functional.prune`."""
+    if scores is None:
+        scores = column_sums(
+            query, key, query_start=query_start, key_range=key_range, scale=scale, lse=lse, key_mask=key_mask,
+            query_mask=query_mask,
+        )  # fmt: skip
+    on_phase("score")
+    columns = select(
+        scores, segments, positions, budgets, dedup=dedup, soft_weight=soft_weight, prior=prior,
+        num_selected=num_selected, num_positions=num_positions,
+    )  # fmt: skip
+    first, last = (column - sequence_start for column in key_range)
+    before = torch.arange(first, device=key.device).expand(len(columns), -1)
+    after = torch.arange(last, key.shape[2] - sequence_start, device=key.device).expand(len(columns), -1)
+    indices = torch.cat([before, columns + first, after], dim=1)
+    on_phase("select")
+    moved = gather(indices, tensors, dims)
+    on_phase("compact")
+    return indices, moved

@@ -1,3 +1,5 @@
+import sys
+
 import pytest
 import torch
 
@@ -32,12 +34,24 @@ def test_auto_and_reference_agree(operation):
 
 @pytest.mark.parametrize("backend", ["triton", "native"])
 @pytest.mark.parametrize("operation", CALLS)
-def test_a_named_backend_that_cannot_run_says_why(operation, backend, monkeypatch):
-    monkeypatch.delitem(dispatch._IMPLEMENTATIONS, backend, raising=False)
-    with pytest.raises(
-        RuntimeError, match=rf"^backend: '{backend}' cannot run: .+; available are \['auto', 'reference'\]"
-    ):
+def test_a_named_backend_that_cannot_run_says_why(operation, backend):
+    reason = {"triton": "run on CUDA tensors, not on cpu", "native": "does not contain it"}[backend]
+    with pytest.raises(RuntimeError, match=rf"^backend: '{backend}' cannot run {operation} here: .*{reason}"):
         CALLS[operation](backend)
+
+
+def test_a_backend_that_cannot_be_loaded_says_why(monkeypatch):
+    monkeypatch.setattr(dispatch, "_loaded", {})
+    monkeypatch.setitem(sys.modules, "adatp_kernels.ops.triton.backend", None)
+    with pytest.raises(RuntimeError, match="^backend: 'triton' cannot run row_lse here: it cannot be loaded"):
+        CALLS["row_lse"]("triton")
+    assert "cannot be loaded" in backend_report().reasons["triton"]
+
+
+def test_auto_does_not_load_triton_for_cpu_tensors(monkeypatch):
+    monkeypatch.setattr(dispatch, "_loaded", {})
+    CALLS["prune"]("auto")
+    assert list(dispatch._loaded) == ["reference"]
 
 
 @pytest.mark.parametrize("backend", ["cuda", "", None, 3, "Reference"])
@@ -65,7 +79,7 @@ def test_report_tells_what_ran_last(monkeypatch):
     CALLS["select"]("reference")
     assert backend_report().last_used == {"select": "reference"}
     CALLS["prune"]("reference")
-    assert backend_report().last_used == dict.fromkeys(("select", "column_sums", "gather"), "reference")
+    assert backend_report().last_used == dict.fromkeys(("select", "prune"), "reference")
     assert "select on reference" in str(backend_report())
 
 
@@ -76,19 +90,30 @@ def test_a_report_is_a_snapshot(monkeypatch):
     assert report.last_used == {}
 
 
-@pytest.mark.parametrize("operation", dispatch.OPERATIONS)
-def test_auto_takes_the_fastest_backend_that_is_there(operation, monkeypatch):
+@pytest.mark.parametrize("operation", CALLS)
+def test_auto_takes_the_fastest_backend_that_can(operation, monkeypatch):
     class Fastest:
-        """Stands for a faster module; the first of _IMPLEMENTATIONS is the fastest."""
+        """Stands for the module of a faster backend."""
+
+        able = True
+
+        @classmethod
+        def refuses(cls, operation, *tensors):
+            return None if cls.able else "it is tired"
 
     marker = object()
     setattr(Fastest, operation, staticmethod(lambda *args, **kwargs: marker))
-    monkeypatch.setattr(dispatch, "_IMPLEMENTATIONS", {"native": Fastest, **dispatch._IMPLEMENTATIONS})
+    monkeypatch.setattr(dispatch, "_MODULES", {"native": "", **dispatch._MODULES})
+    monkeypatch.setattr(dispatch, "_loaded", {"native": Fastest})
     monkeypatch.setattr(dispatch, "_last", {})
     assert CALLS[operation]("auto") is marker
     assert CALLS[operation]("native") is marker
     assert CALLS[operation]("reference") is not marker
+    Fastest.able = False
+    assert CALLS[operation]("auto") is not marker
     assert backend_report().last_used[operation] == "reference"
+    with pytest.raises(RuntimeError, match=f"^backend: 'native' cannot run {operation} here: it is tired"):
+        CALLS[operation]("native")
 
 
 @pytest.mark.parametrize("backend", ["auto", "reference"])

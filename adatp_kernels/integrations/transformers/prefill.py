@@ -18,7 +18,7 @@ from adatp_kernels.integrations.transformers.cache import (
 from adatp_kernels.integrations.transformers.report import PhaseClock, PromptRecord
 from adatp_kernels.integrations.transformers.tap import Seen
 from adatp_kernels.layout import VisualLayout
-from adatp_kernels.ops import backend_report
+from adatp_kernels.ops.dispatch import last_used
 from adatp_kernels.pruner import AdaTPPruner, PruningState
 
 
@@ -158,7 +158,7 @@ class VideoPrefill:
             entered=tuple(self.entered),
             survivors=tuple(self.survivors),
             clock=self.clock,
-            backends=backend_report().last_used,
+            backends=last_used(),
         )
 
     def _compacted_layers(self, last: int) -> list[CompactedLayer]:

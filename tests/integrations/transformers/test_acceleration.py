@@ -112,7 +112,7 @@ def test_report_tells_what_ran():
         "select",
         "compact",
     }
-    assert report.backends["column_sums"] == "reference"
+    assert report.backends["prune"] == "reference"
     assert "3 segments" in str(report) and f"{report.actual_flops_ratio:.4f}" in str(report)
 
 

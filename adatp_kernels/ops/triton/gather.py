@@ -1,0 +1,164 @@
+"""One Triton launch that moves the surviving tokens of every tensor of a stage."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from adatp_kernels.ops import reference
+
+# What one program moves, in elements of the widest kind: 16 kB of 8-byte words.
+_PROGRAM_ELEMENTS = 2048
+_WORDS = {8: torch.int64, 4: torch.int32, 2: torch.int16, 1: torch.int8}
+
+
+# What changes from stage to stage must not make the compiler specialise again.
+@triton.jit(do_not_specialize=["first_programs", "num_kept", "stride_ib"])
+def _gather_kernel(
+    indices, sources, targets, first_programs, shapes, source_strides, target_strides,
+    stride_ib, stride_ik, num_kept,
+    COUNT: tl.constexpr, BLOCKS: tl.constexpr,
+):  # fmt: skip
+    """``target[b, o, k, :] = source[b, o, indices[b, k], :]`` for every tensor; grid (programs,).
+
+    Each tensor owns a run of programs, from ``first_programs[i]`` on, and a program moves BLOCKS[i] =
+    (tokens, elements) of one batch row b and outer index o. Every element is read and written once.
+    """
+    program = tl.program_id(0)
+    for i in tl.static_range(COUNT):
+        if (program >= first_programs[i]) & (program < first_programs[i + 1]):
+            outer, inner = shapes[i]
+            source_b, source_o, source_t, source_i = source_strides[i]
+            target_b, target_o, target_t, target_i = target_strides[i]
+            BLOCK_K: tl.constexpr = BLOCKS[i][0]
+            BLOCK_C: tl.constexpr = BLOCKS[i][1]
+            tile = program - first_programs[i]
+            chunks = tl.cdiv(inner, BLOCK_C)
+            row = tile // (chunks * tl.cdiv(num_kept, BLOCK_K))
+            o_c = (tile % chunks) * BLOCK_C + tl.arange(0, BLOCK_C)
+            o_k = (tile // chunks) % tl.cdiv(num_kept, BLOCK_K) * BLOCK_K + tl.arange(0, BLOCK_K)
+            b, o = (row // outer).to(tl.int64), (row % outer).to(tl.int64)
+            m_k = o_k < num_kept
+            token = tl.load(indices + b * stride_ib + o_k.to(tl.int64) * stride_ik, mask=m_k, other=0)  # [BK] int64
+            mask = m_k[:, None] & (o_c < inner)[None, :]
+            o_c = o_c.to(tl.int64)
+            source = sources[i] + b * source_b + o * source_o + token[:, None] * source_t + o_c[None, :] * source_i
+            target = (
+                targets[i]
+                + b * target_b
+                + o * target_o
+                + o_k.to(tl.int64)[:, None] * target_t
+                + o_c[None, :] * target_i
+            )
+            tl.store(target, tl.load(source, mask=mask, other=0), mask=mask)
+
+
+@dataclass(frozen=True)
+class _Move:
+    """One tensor as the kernel sees it: [batch, outer, token, inner] of words."""
+
+    source: Tensor
+    target: Tensor
+    outer: int
+    inner: int
+    source_strides: tuple[int, int, int, int]
+    target_strides: tuple[int, int, int, int]
+
+
+def gather(indices: Tensor, tensors: Sequence[Tensor], dims: Sequence[tuple[int, int]]) -> tuple[Tensor, ...]:
+    """As `functional.gather`. A tensor whose other dimensions do not fold into two is moved by torch instead."""
+    results: list[Tensor] = []
+    moves: list[_Move] = []
+    for tensor, (batch, token) in zip(tensors, dims, strict=True):
+        shape = list(tensor.shape)
+        if len(indices) > 1:
+            shape[batch] = len(indices)
+        shape[token] = indices.shape[1]
+        result = torch.empty(shape, dtype=tensor.dtype, device=tensor.device)
+        move = _fold(tensor, result, batch if len(indices) > 1 else None, token) if result.numel() else None
+        if move is not None:
+            moves.append(move)
+        elif result.numel():
+            (result,) = reference.gather(indices, [tensor], [(batch, token)])
+        results.append(result)
+    if moves:
+        _launch(indices, moves)
+    return tuple(results)
+
+
+def _launch(indices: Tensor, moves: Sequence[_Move]) -> None:
+    batch, num_kept = indices.shape
+    blocks, first_programs = [], [0]
+    for move in moves:
+        elements = min(triton.next_power_of_2(move.inner), 512)
+        tokens = _PROGRAM_ELEMENTS // elements
+        blocks.append((tokens, elements))
+        tiles = batch * move.outer * triton.cdiv(num_kept, tokens) * triton.cdiv(move.inner, elements)
+        first_programs.append(first_programs[-1] + tiles)
+    _gather_kernel[(first_programs[-1],)](
+        indices,
+        tuple(move.source for move in moves),
+        tuple(move.target for move in moves),
+        tuple(first_programs),
+        tuple((move.outer, move.inner) for move in moves),
+        tuple(move.source_strides for move in moves),
+        tuple(move.target_strides for move in moves),
+        *indices.stride(),
+        num_kept,
+        COUNT=len(moves),
+        BLOCKS=tuple(blocks),
+    )
+
+
+def _fold(source: Tensor, target: Tensor, batch: int | None, token: int) -> _Move | None:
+    """`source` and `target` as [batch, outer, token, inner] words; None if they don't fold so."""
+    source, target = _as_words(source, target, token)
+    before = [dim for dim in range(token) if dim != batch]
+    after = [dim for dim in range(token + 1, source.dim()) if dim != batch]
+    # A batch dimension may stand anywhere; dimensions fold within what it and the token leave side by side.
+    outer, inner = (_merge(dims, source, target) for dims in (before, after))
+    if outer is None or inner is None:
+        return None
+    strides = []
+    for tensor, number in ((source, 1), (target, 2)):
+        own = 0 if batch is None or tensor.shape[batch] == 1 else tensor.stride(batch)
+        strides.append((own, outer[number], tensor.stride(token), inner[number]))
+    return _Move(source, target, outer[0], inner[0], strides[0], strides[1])
+
+
+def _merge(dims: Sequence[int], source: Tensor, target: Tensor) -> tuple[int, int, int] | None:
+    """`dims` as one dimension: (size, stride in source, stride in target)."""
+    size, source_stride, target_stride = 1, 1, 1
+    for dim in reversed([dim for dim in dims if source.shape[dim] > 1]):
+        if size == 1:
+            source_stride, target_stride = source.stride(dim), target.stride(dim)
+        elif (source.stride(dim), target.stride(dim)) != (source_stride * size, target_stride * size):
+            return None
+        size *= source.shape[dim]
+    return size, source_stride, target_stride
+
+
+def _as_words(source: Tensor, target: Tensor, token: int) -> tuple[Tensor, Tensor]:
+    """Both as integers as wide as layout and alignment allow: what moves is bits, in 16-byte accesses where possible."""
+    size = source.element_size()
+    for width in (8, 4, 2, 1):
+        if width < size:
+            break
+        # Several elements make a word only along an innermost dimension that is whole in both.
+        factor = width // size
+        fits = factor == 1 or (
+            token != source.dim() - 1
+            and source.stride(-1) == 1
+            and source.shape[-1] % factor == 0
+            and source.storage_offset() % factor == 0
+            and all(stride % factor == 0 for stride in source.stride()[:-1])
+        )
+        if fits:
+            return source.view(_WORDS[width]), target.view(_WORDS[width])
+    # Wider than a word (complex128): two words each.
+    return torch.view_as_real(source).view(_WORDS[8]), torch.view_as_real(target).view(_WORDS[8])

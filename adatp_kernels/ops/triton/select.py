@@ -1,0 +1,278 @@
+"""Debias and select in one Triton launch: a program per segment decides, the last to finish compacts.
+
+Segments are independent of each other: a program finds which of its own columns to keep and flags them.
+What is left is to write the flagged columns in ascending order; the program that arrives last does so
+for the whole row, whichever it is, so the result does not depend on the order of arrival.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from adatp_kernels.ops.triton.column_sums import mean_of_partials
+
+# Positions per segment up to which their best columns are sorted at once instead of by digits.
+_SORTED_POSITIONS = 1024
+_BLOCK = 1024
+
+
+@triton.jit
+def _order(score):
+    """Scores as 32-bit unsigned integers of the same order: NaN is 0, −0 is +0."""
+    bits = (score + 0.0).to(tl.int32, bitcast=True)  # −0 + 0 is +0
+    ordered = (bits ^ ((bits >> 31) & 0x7FFFFFFF)).to(tl.uint32, bitcast=True) ^ 0x80000000
+    return tl.where(score != score, 0, ordered)
+
+
+@triton.jit
+def _key(score, column):
+    """One number per column that orders as the method does: the higher score, then the smaller column. Never 0."""
+    return (_order(score).to(tl.uint64) << 32) | (column ^ -1).to(tl.uint32, bitcast=True).to(tl.uint64)
+
+
+@triton.jit
+def _is_best(key, best, position, mine, num_positions):
+    """Does a column's key stand as the best of its (segment, position)?"""
+    in_table = mine & (position >= 0) & (position < num_positions)
+    return key == tl.load(best + position, mask=in_table, other=0, cache_modifier=".cg")
+
+
+@triton.jit
+def _debiased_score(score, column, position, mine, best, num_positions, soft_weight, DEDUP: tl.constexpr):
+    """The score by which a column competes in its segment, and whether it competes."""
+    competes = mine
+    if DEDUP != "off":
+        first = _is_best(_key(score, column), best, position, mine, num_positions)
+        if DEDUP == "strict":
+            competes = first
+        else:
+            score = tl.where(first, score, score * soft_weight)
+    return score, competes
+
+
+@triton.jit(do_not_specialize=["num_columns", "num_segments", "num_kept", "num_positions", "first", "after", "length", "rows",
+                               "stride_sb", "stride_gb", "stride_pb", "stride_ub", "stride_wb", "stride_rb"])  # fmt: skip
+def _select_kernel(
+    given, scores, partial, query_mask, segments, positions, budgets, prior, best, arrived, flags, kept,
+    num_columns, num_segments, num_positions, num_kept, soft_weight,
+    first, after, length,
+    kv_heads, rows, group, stride_rb, stride_rt,
+    stride_sb, stride_gb, stride_gn, stride_pb, stride_pn, stride_ub, stride_us, stride_wb, stride_wn,
+    DEDUP: tl.constexpr, HAS_PRIOR: tl.constexpr, HAS_PARTIAL: tl.constexpr, HAS_QUERY_MASK: tl.constexpr,
+    SORTED: tl.constexpr, BLOCK: tl.constexpr, BLOCK_P: tl.constexpr,
+):  # fmt: skip
+    """Grid (segments, B). ``best`` [B, S, P] uint64 and ``arrived`` [B] int64 come zeroed.
+
+    ``given`` holds the scores unless ``partial`` does; ``scores`` is where they stand after step 1, the same
+    memory as ``given`` if that changes nothing.
+
+    1. The segment's columns: reduce the partial scores, apply the prior, and enter each column's key into
+       ``best`` of its position by an integer maximum, which is the same in any order.
+    2. The threshold: strict candidates are few and are sorted; otherwise four passes over the columns,
+       each fixing eight bits of the k-th largest score by a histogram.
+    3. Flags; ties at the threshold go to the smaller columns by a running count.
+    4. The last program to arrive compacts the row by a running sum.
+    """
+    segment, batch = tl.program_id(0), tl.program_id(1).to(tl.int64)
+    scores += batch * stride_sb
+    segments += batch * stride_gb
+    positions += batch * stride_pb
+    flags += batch * num_columns
+    best += (batch * num_segments + segment) * num_positions
+    k = tl.load(budgets + batch * stride_ub + segment.to(tl.int64) * stride_us).to(tl.int32)
+    k = tl.maximum(k, 0)
+
+    for start in range(0, num_columns, BLOCK):
+        o_c = start + tl.arange(0, BLOCK)
+        m_c = o_c < num_columns
+        mine = m_c & (tl.load(segments + o_c.to(tl.int64) * stride_gn, mask=m_c, other=-1) == segment)
+        if HAS_PARTIAL:
+            b_score = mean_of_partials(
+                partial, query_mask, batch, o_c, mine, num_columns, kv_heads, rows, group, stride_rb, stride_rt, HAS_QUERY_MASK, 64
+            )  # fmt: skip
+        else:
+            b_score = tl.load(given + batch * stride_sb + o_c, mask=mine, other=0.0)
+        if HAS_PRIOR:
+            b_score = b_score * tl.load(prior + batch * stride_wb + o_c.to(tl.int64) * stride_wn, mask=mine, other=1.0)
+        if HAS_PARTIAL or HAS_PRIOR:
+            tl.store(scores + o_c, b_score, mask=mine)
+        if DEDUP != "off":
+            position = tl.load(positions + o_c.to(tl.int64) * stride_pn, mask=mine, other=0)
+            in_table = mine & (position >= 0) & (position < num_positions)
+            tl.atomic_max(best + position, _key(b_score, o_c), mask=in_table, sem="relaxed")
+        tl.store(flags + o_c, tl.zeros((BLOCK,), tl.int8), mask=mine)
+    tl.debug_barrier()
+
+    if SORTED:  # strict, and few positions: their best columns are all that competes
+        o_p = tl.arange(0, BLOCK_P)
+        b_key = tl.load(best + o_p, mask=o_p < num_positions, other=0, cache_modifier=".cg")
+        ordered = tl.sort(b_key, descending=True)
+        threshold = tl.max(tl.where(o_p == k - 1, ordered, 0), 0)
+        wins = (b_key >= threshold) & (b_key != 0) & (k > 0)
+        column = b_key.to(tl.uint32).to(tl.int32, bitcast=True) ^ -1
+        tl.store(flags + column, tl.full((BLOCK_P,), 1, tl.int8), mask=wins)
+    else:
+        threshold = tl.zeros((), tl.uint32)  # the bits of the k-th largest score that are fixed so far
+        left = k  # of the columns that agree with them, so many are to be kept
+        for shift in tl.static_range(24, -1, -8):
+            b_count = tl.zeros((256,), tl.int32)
+            for start in range(0, num_columns, BLOCK):
+                o_c = start + tl.arange(0, BLOCK)
+                m_c = o_c < num_columns
+                mine = m_c & (tl.load(segments + o_c.to(tl.int64) * stride_gn, mask=m_c, other=-1) == segment)
+                b_score = tl.load(scores + o_c, mask=mine, other=0.0)
+                position = tl.load(positions + o_c.to(tl.int64) * stride_pn, mask=mine, other=0)
+                b_score, competes = _debiased_score(
+                    b_score, o_c, position, mine, best, num_positions, soft_weight, DEDUP
+                )
+                b_order = _order(b_score)
+                if shift < 24:
+                    competes = competes & ((b_order >> (shift + 8)) == (threshold >> (shift + 8)))
+                b_count += tl.histogram(((b_order >> shift) & 255).to(tl.int32), 256, mask=competes)
+            at_least = tl.sum(b_count, 0) - tl.cumsum(b_count, 0) + b_count  # columns with this digit or a higher one
+            o_d = tl.arange(0, 256)
+            chosen = tl.maximum(tl.max(tl.where(at_least >= left, o_d, 0), 0), 0)
+            left -= tl.sum(tl.where(o_d > chosen, b_count, 0), 0)
+            threshold = threshold | (chosen.to(tl.uint32) << shift)
+        for start in range(0, num_columns, BLOCK):
+            o_c = start + tl.arange(0, BLOCK)
+            m_c = o_c < num_columns
+            mine = m_c & (tl.load(segments + o_c.to(tl.int64) * stride_gn, mask=m_c, other=-1) == segment)
+            b_score = tl.load(scores + o_c, mask=mine, other=0.0)
+            position = tl.load(positions + o_c.to(tl.int64) * stride_pn, mask=mine, other=0)
+            b_score, competes = _debiased_score(b_score, o_c, position, mine, best, num_positions, soft_weight, DEDUP)
+            b_order = _order(b_score)
+            ties = (competes & (b_order == threshold)).to(tl.int32)
+            wins = competes & (k > 0) & ((b_order > threshold) | ((ties == 1) & (tl.cumsum(ties, 0) <= left)))
+            left -= tl.sum(ties, 0)
+            tl.store(flags + o_c, wins.to(tl.int8), mask=mine)
+
+    # All of this program's flags are written before it is counted, and the last one sees them all.
+    tl.debug_barrier()
+    if tl.atomic_add(arrived + batch, 1, sem="acq_rel") == tl.num_programs(0) - 1:
+        kept += batch * (first + num_kept + length - after)
+        for start in range(0, first, BLOCK):
+            o_t = start + tl.arange(0, BLOCK)
+            tl.store(kept + o_t, o_t.to(tl.int64), mask=o_t < first)
+        written = first
+        for start in range(0, num_columns, BLOCK):
+            o_c = start + tl.arange(0, BLOCK)
+            m_c = o_c < num_columns
+            text = m_c & (tl.load(segments + o_c.to(tl.int64) * stride_gn, mask=m_c, other=0) < 0)
+            flag = tl.load(flags + o_c, mask=m_c, other=0, cache_modifier=".cg")
+            stays = (text | (m_c & (flag != 0))).to(tl.int32)
+            place = written + tl.cumsum(stays, 0) - 1
+            tl.store(kept + place, (first + o_c).to(tl.int64), mask=(stays == 1) & (place < first + num_kept))
+            written += tl.sum(stays, 0)
+        for start in range(after, length, BLOCK):
+            o_t = start + tl.arange(0, BLOCK)
+            tl.store(kept + (first + num_kept - after) + o_t, o_t.to(tl.int64), mask=o_t < length)
+
+
+def select(
+    scores: Tensor,
+    segments: Tensor,
+    positions: Tensor,
+    budgets: Tensor,
+    *,
+    dedup: str,
+    soft_weight: float,
+    prior: Tensor | None,
+    num_selected: int,
+    num_positions: int | None,
+) -> Tensor:
+    """As `functional.select`."""
+    if num_positions is None:
+        num_positions = count_positions(positions, dedup)
+    return select_tokens(
+        scores, None, segments, positions, budgets, dedup=dedup, soft_weight=soft_weight, prior=prior,
+        num_selected=num_selected, num_positions=num_positions, workspace=None, first=0, length=scores.shape[1],
+    )  # fmt: skip
+
+
+def count_positions(positions: Tensor, dedup: str) -> int:
+    """More than any position, for callers that were not told; waits for the device where it matters."""
+    return 0 if dedup == "off" else max(0, int(positions.max())) + 1
+
+
+@dataclass(frozen=True)
+class Partial:
+    """Scores that are still sums per key head, [B, Hkv, N], with what their mean is taken over."""
+
+    sums: Tensor
+    query_mask: Tensor | None
+    rows: int
+    group: int
+
+
+def workspace_for(budgets: Tensor, dedup: str, num_positions: int, *, zeroed: bool) -> Tensor:
+    """int64 memory for the best key of every (segment, position) and, last, a counter per batch row."""
+    batch, num_segments = budgets.shape
+    words = batch * (1 + (num_segments * num_positions if dedup != "off" else 0))
+    make = torch.zeros if zeroed else torch.empty
+    return make(words, dtype=torch.int64, device=budgets.device)
+
+
+def select_tokens(
+    scores: Tensor | None,
+    partial: Partial | None,
+    segments: Tensor,
+    positions: Tensor,
+    budgets: Tensor,
+    *,
+    dedup: str,
+    soft_weight: float,
+    prior: Tensor | None,
+    num_selected: int,
+    num_positions: int,
+    workspace: Tensor | None,
+    first: int,
+    length: int,
+) -> Tensor:
+    """The surviving tokens [B, first + K + rest] of a sequence whose columns begin at token `first`; one launch.
+
+    Parameters
+    ----------
+    scores : Tensor [B, N] or None
+        Either these or `partial`.
+    workspace : Tensor or None
+        As `workspace_for` makes it, zeroed; made and zeroed here, which costs a launch, if None.
+    first, length : int
+        Tokens before the columns, and in the whole sequence; all outside the columns survive.
+    """
+    if budgets.shape[1] == 0:  # every column is always kept; one program is needed to say so
+        budgets = budgets.new_zeros(len(budgets), 1)
+    batch, num_columns = segments.shape
+    num_segments = budgets.shape[1]
+    if workspace is None:
+        workspace = workspace_for(budgets, dedup, num_positions, zeroed=True)
+    after = first + num_columns
+    kept = torch.empty(batch, first + num_selected + length - after, dtype=torch.int64, device=segments.device)
+    flags = torch.empty(batch, num_columns, dtype=torch.int8, device=segments.device)
+    if partial is None:
+        assert scores is not None
+        given = scores if scores.stride(1) == 1 else scores.contiguous()
+        work = given if prior is None else torch.empty_like(given)
+        sums, query_mask, rows, group = given, None, 1, 1
+    else:
+        sums, query_mask, rows, group = partial.sums, partial.query_mask, partial.rows, partial.group
+        given = work = torch.empty(batch, num_columns, dtype=torch.float32, device=segments.device)
+    mask = sums if query_mask is None else query_mask.view(torch.uint8)
+    _select_kernel[(num_segments, batch)](
+        given, work, sums, mask, segments, positions, budgets, given if prior is None else prior,
+        workspace[:-batch].view(torch.uint64), workspace[-batch:], flags, kept,
+        num_columns, num_segments, num_positions, num_selected, soft_weight,
+        first, after, length,
+        sums.shape[1], rows, group, *((0, 0) if query_mask is None else mask.stride()),
+        given.stride(0), *segments.stride(), *positions.stride(), *budgets.stride(),
+        *((0, 0) if prior is None else prior.stride()),
+        DEDUP=dedup, HAS_PRIOR=prior is not None, HAS_PARTIAL=partial is not None, HAS_QUERY_MASK=query_mask is not None,
+        SORTED=dedup == "strict" and num_positions <= _SORTED_POSITIONS, BLOCK=_BLOCK,
+        BLOCK_P=max(16, triton.next_power_of_2(min(num_positions, _SORTED_POSITIONS))),
+    )  # fmt: skip
+    return kept

@@ -1,0 +1,224 @@
+"""Compiles the real launches for GPUs that are not here, and fails on what would make them slow or impossible.
+
+    python tests/compile_gate.py [sm_80 sm_90 sm_100 gfx942]
+
+A driver that compiles what Triton's own would, and then launches nothing, takes the place of the GPU's; the
+package's launchers run on CPU tensors as they are. A kernel fails the gate if it spills registers, needs more
+shared memory than the GPU has, or (scores in half precision) lacks the matrix instruction. The table that is
+printed has one line per kernel and case, and the launches of a whole stage.
+"""
+
+from __future__ import annotations
+
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import SimpleNamespace
+
+import torch
+import triton
+import triton.backends.nvidia
+from triton.backends.compiler import GPUTarget
+from triton.runtime.driver import driver
+
+from adatp_kernels.ops.triton import column_sums, gather, select, stage
+
+TOOLS = Path(triton.backends.nvidia.__file__).parent / "bin"
+KERNELS = [column_sums._row_lse_kernel, column_sums._column_sums_kernel, column_sums._mean_kernel]
+KERNELS += [select._select_kernel, gather._gather_kernel]
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """A target, its shared memory in bytes, and the matrix instruction that half precision must use."""
+
+    target: GPUTarget
+    shared_memory: int
+    matrix: str
+
+
+GPUS = {
+    "sm_80": Gpu(GPUTarget("cuda", 80, 32), 166912, "HMMA"),
+    "sm_90": Gpu(GPUTarget("cuda", 90, 32), 232448, "HGMMA"),
+    "sm_100": Gpu(GPUTarget("cuda", 100, 32), 232448, "UTCHMMA"),
+    "gfx942": Gpu(GPUTarget("hip", "gfx942", 64), 65536, "v_mfma"),
+}
+
+
+class CompileOnlyDriver:
+    """What Triton asks of a driver, answered for a GPU that is not here; launches are only counted."""
+
+    def __init__(self, gpu: Gpu) -> None:
+        self.gpu, self.launches = gpu, []
+        self.utils = SimpleNamespace(
+            # No limit here: the gate itself compares, and says which kernel is too large.
+            get_device_properties=lambda device: {
+                "max_shared_mem": 1 << 30,
+                "multiprocessor_count": 132,
+                "warpSize": 32,
+            },
+            load_binary=lambda name, kernel, shared, device: (object(), object(), 0, 0, 1024),
+        )
+
+    def get_current_target(self):
+        return self.gpu.target
+
+    def get_current_device(self):
+        return 0
+
+    def get_current_stream(self, device=None):
+        return 0
+
+    def get_active_torch_device(self):
+        return torch.device("cpu")
+
+    def launcher_cls(self, source, metadata):
+        return lambda *arguments, **_: self.launches.append(metadata.name)
+
+
+@contextmanager
+def compiling_for(gpu: Gpu) -> Iterator[CompileOnlyDriver]:
+    """Within, kernels are compiled for `gpu` and not run."""
+    before, fake = driver._active, CompileOnlyDriver(gpu)
+    driver.set_active(fake)
+    for kernel in KERNELS:
+        kernel.device_caches.clear()
+    try:
+        yield fake
+    finally:
+        driver._active = before
+
+
+def cases() -> Iterator[tuple[str, Callable[[], object]]]:
+    """Every launcher, over the head dims and dtypes that it has a tile for."""
+    for dtype in (torch.bfloat16, torch.float16, torch.float32):
+        for dim in (64, 80, 96, 128, 256):
+            yield f"score {str(dtype)[6:]} D={dim}", lambda dtype=dtype, dim=dim: score(dtype, dim)
+    yield "score bfloat16 D=128, one row", lambda: score(torch.bfloat16, 128, rows=1)
+    yield "score bfloat16 D=128, masks", lambda: score(torch.bfloat16, 128, masks=True)
+    for dedup, positions in (("strict", 196), ("strict", 3000), ("soft", 196), ("off", 196)):
+        yield f"select {dedup}, {positions} positions", lambda d=dedup, p=positions: choose(d, p)
+    yield "select strict, partial sums", lambda: whole_stage(lse=True)
+    yield "gather of everything", move
+
+
+def attention(dtype: torch.dtype, dim: int, rows: int = 64, keys: int = 1500) -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.empty(1, 28, rows, dim, dtype=dtype), torch.empty(1, 4, keys, dim, dtype=dtype)
+
+
+def score(dtype: torch.dtype, dim: int, rows: int = 64, masks: bool = False) -> None:
+    query, key = attention(dtype, dim, rows)
+    key_mask, query_mask = torch.ones(1, 1500, dtype=torch.bool), torch.ones(1, rows, dtype=torch.bool)
+    for lse in (None, torch.empty(1, 28, rows)):
+        column_sums.column_sums(
+            query, key, query_start=1400, key_range=(14, 1400), scale=0.1, lse=lse,
+            key_mask=key_mask if masks else None, query_mask=query_mask if masks else None,
+        )  # fmt: skip
+
+
+def choose(dedup: str, positions: int) -> None:
+    ids = torch.zeros(1, 6272, dtype=torch.int64)
+    options = {"dedup": dedup, "soft_weight": 0.5, "num_selected": 640, "num_positions": positions}
+    for prior in (None, torch.empty(1, 6272)):
+        select.select(torch.empty(1, 6272), ids, ids, torch.ones(1, 32, dtype=torch.int64), prior=prior, **options)
+
+
+def travelling(length: int = 1500) -> tuple[list[torch.Tensor], list[tuple[int, int]]]:
+    tensors = [
+        torch.empty(1, length, 3584, dtype=torch.bfloat16),
+        torch.empty(1, length, 128, dtype=torch.bfloat16),
+        torch.empty(1, length, 128, dtype=torch.bfloat16),
+        torch.empty(3, 1, length, dtype=torch.int64),
+        torch.empty(1, 1, length, length, dtype=torch.bool),
+        torch.empty(1, 4, length, 128, dtype=torch.bfloat16),
+        torch.empty(1, 4, length, 128, dtype=torch.bfloat16),
+    ]
+    return tensors, [(0, 1), (0, 1), (0, 1), (1, 2), (0, 3), (0, 2), (0, 2)]
+
+
+def move() -> None:
+    tensors, dims = travelling()
+    gather.gather(torch.zeros(1, 400, dtype=torch.int64), tensors, dims)
+    gather.gather(torch.zeros(8, 400, dtype=torch.int64), [torch.empty(8, 1500, 3584, dtype=torch.bfloat16)], [(0, 1)])
+
+
+def whole_stage(*, lse: bool) -> None:
+    query, key = attention(torch.bfloat16, 128)
+    tensors, dims = travelling()
+    ids = torch.zeros(1, 1386, dtype=torch.int64)
+    stage.prune(
+        query, key, tensors, torch.ones(1, 32, dtype=torch.int64), dims=dims, segments=ids, positions=ids,
+        query_start=1436, key_range=(14, 1400), sequence_start=0, scale=0.1,
+        lse=torch.empty(1, 28, 64) if lse else None, key_mask=None, query_mask=None, scores=None, dedup="strict",
+        soft_weight=0.0, prior=None, num_selected=300, num_positions=196, on_phase=lambda phase: None,
+    )  # fmt: skip
+
+
+def usage(kernel, gpu: Gpu) -> tuple[int, int, int]:
+    """Registers, bytes spilled, and matrix instructions of a compiled kernel."""
+    if gpu.target.backend == "hip":
+        text = kernel.asm["amdgcn"]
+        read = lambda key: int(re.search(rf"\.{key}:\s+(\d+)", text)[1])  # noqa: E731
+        # Scalar registers spill into lanes of vector registers, which costs next to nothing, not into memory.
+        return read("vgpr_count"), read("vgpr_spill_count"), text.count(gpu.matrix)
+    with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
+        file.write(kernel.asm["cubin"])
+        file.flush()
+        run = lambda *command: subprocess.run(command, capture_output=True, text=True, check=True).stdout  # noqa: E731
+        resources = run(TOOLS / "cuobjdump", "-res-usage", file.name)
+        code = run(TOOLS / "nvdisasm", "-c", file.name)
+    registers, stack, local = map(int, re.search(r"REG:(\d+) STACK:(\d+) SHARED:\d+ LOCAL:(\d+)", resources).groups())
+    return (
+        registers,
+        stack + local + len(re.findall(r"\b(?:STL|LDL)\b", code)),
+        len(re.findall(rf"\b{gpu.matrix}\b", code)),
+    )
+
+
+def check(name: str, gpu: Gpu) -> int:
+    """Compile every case for one GPU; prints the table and returns how many kernels failed."""
+    failures, seen = 0, set()
+    for case, run in cases():
+        with compiling_for(gpu):
+            run()
+            # One cache per device (there is one), of which the first part holds the compiled kernels.
+            compiled = [
+                kernel for jit in KERNELS for cache in jit.device_caches.values() for kernel in cache[0].values()
+            ]
+        for kernel in compiled:
+            if kernel.hash in seen:
+                continue
+            seen.add(kernel.hash)
+            registers, spilled, matrix = usage(kernel, gpu)
+            shared = kernel.metadata.shared
+            wrong = [f"spills {spilled}"] * bool(spilled)
+            wrong += [f"needs {shared} of {gpu.shared_memory} bytes shared"] * (shared > gpu.shared_memory)
+            needs_matrix = kernel.name == "_column_sums_kernel" and "float32" not in case
+            wrong += [f"has no {gpu.matrix}"] * (needs_matrix and not matrix)
+            verdict = "; ".join(wrong) or "ok"
+            print(
+                f"{name:<7} {case:<32} {kernel.name:<22} {registers:>4} {shared:>7} {matrix:>4}  {verdict}", flush=True
+            )
+            failures += bool(wrong)
+    for lse, limit in ((True, 3), (False, 4)):
+        with compiling_for(gpu) as fake:
+            whole_stage(lse=lse)
+        print(
+            f"{name:<7} a stage, LSE {'given' if lse else 'not given'}: {len(fake.launches)} launches: {fake.launches}"
+        )
+        failures += len(fake.launches) > limit
+    return failures
+
+
+def main(names: list[str]) -> int:
+    print(f"{'GPU':<7} {'case':<32} {'kernel':<22} regs  shared  MMA  (triton {triton.__version__})")
+    return int(sum(check(name, GPUS[name]) for name in names or GPUS) > 0)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,26 @@
+"""These tests run the kernels themselves: on CUDA tensors, or on CPU tensors by Triton's interpreter.
+
+The interpreter is chosen when kernels are made, so it needs a process of its own: TRITON_INTERPRET=1 pytest
+tests/triton_kernels, which is what tests/test_triton.py starts where there is no GPU.
+"""
+
+import os
+
+import pytest
+import torch
+
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+
+if INTERPRETED:
+    import interpreter_patch
+
+    interpreter_patch.apply()
+
+
+def pytest_ignore_collect(collection_path, config):
+    return not (INTERPRETED or torch.cuda.is_available()) or None
+
+
+@pytest.fixture
+def device():
+    return torch.device("cpu" if INTERPRETED else "cuda")

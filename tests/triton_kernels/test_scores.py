@@ -1,0 +1,133 @@
+"""column_sums and row_lse on Triton, against the float64 definition."""
+
+import brute_force
+import pytest
+import torch
+from brute_force import assert_as_good_as_plain
+from op_inputs import inputs, left_padding
+
+from adatp_kernels import ops
+from adatp_kernels.ops.triton import column_sums as kernels
+
+RELATIVE = {torch.float32: 1e-5, torch.float16: 3e-3, torch.bfloat16: 2e-2}
+
+
+def check(query, key, device, *, relative=None, **where):
+    """Both the scores and, recomputed or given, the LSE they stand on."""
+    expected = brute_force.column_sums(query, key, **where)
+    plain = brute_force.column_sums(query, key, **where, dtype=query.dtype)
+    moved = {name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in where.items()}
+    query, key = query.to(device), key.to(device)
+    lse = ops.row_lse(
+        query, key, backend="reference", **{n: moved[n] for n in ("query_start", "key_mask") if n in moved}
+    )
+    for given in (None, lse):
+        actual = ops.column_sums(query, key, lse=given, backend="triton", **moved)
+        assert actual.dtype == torch.float32
+        assert_as_good_as_plain(actual.cpu(), expected, plain, relative or RELATIVE[query.dtype])
+    return actual
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("rows", "columns", "dim"),
+    [(1, 1, 64), (3, 37, 64), (17, 199, 64), (64, 37, 80), (1, 199, 96), (3, 70, 128), (5, 40, 256)],
+)
+def test_column_sums(rows, columns, dim, dtype, device):
+    query, key = inputs(rows, columns, dim, heads=4, kv_heads=2, dtype=dtype)
+    actual = check(query, key, device, query_start=max(0, columns - rows), key_range=(0, columns))
+    torch.testing.assert_close(actual.sum(1).cpu(), torch.ones(2), rtol=2e-2, atol=2e-2)
+
+
+@pytest.mark.parametrize(("heads", "kv_heads"), [(3, 3), (4, 2), (7, 1)])
+def test_query_heads_that_share_a_key_head(heads, kv_heads, device):
+    query, key = inputs(5, 90, 64, heads=heads, kv_heads=kv_heads)
+    check(query, key, device, query_start=85, key_range=(3, 83))
+
+
+@pytest.mark.parametrize("query_start", [0, 20, 36, 1000])
+def test_causal_offset(query_start, device):
+    query, key = inputs(3, 37, 64)
+    actual = check(query, key, device, query_start=query_start, key_range=(0, 37))
+    assert (actual[:, query_start + 3 :] == 0).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_masks_per_batch_row(dtype, device):
+    query, key = inputs(6, 90, 64, batch=3, dtype=dtype)
+    query_mask = torch.rand(3, 6, generator=torch.Generator().manual_seed(1)) > 0.4
+    query_mask[2] = False
+    key_mask = left_padding([0, 17, 60], 90)
+    actual = check(query, key, device, query_start=84, key_range=(2, 80), key_mask=key_mask, query_mask=query_mask)
+    assert (actual[2] == 0).all()
+
+
+def test_rows_that_see_nothing_and_nan_that_is_hidden(device):
+    query, key = inputs(4, 40, 64)
+    key_mask, query_mask = left_padding([38, 0], 40), torch.tensor([[True] * 4, [True, True, False, True]])
+    query[1, :, 2] = float("nan")
+    where = {"query_start": 36, "key_range": (0, 40), "key_mask": key_mask, "query_mask": query_mask}
+    clean = query.clone()
+    clean[1, :, 2] = 0.0
+    expected = brute_force.column_sums(clean, key, **where)
+    moved = {name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in where.items()}
+    actual = ops.column_sums(query.to(device), key.to(device), backend="triton", **moved)
+    torch.testing.assert_close(actual.double().cpu(), expected, rtol=1e-4, atol=1e-8)
+
+
+def test_nan_that_is_not_hidden_shows(device):
+    query, key = (tensor.to(device) for tensor in inputs(4, 40, 64))
+    query[1, :, 2] = float("nan")
+    actual = ops.column_sums(query, key, query_start=40, key_range=(0, 40), backend="triton")
+    assert actual[1].isnan().all()
+    assert not actual[0].isnan().any()
+
+
+def test_strided_views(device):
+    wide = torch.randn(2, 9, 8, 128, generator=torch.Generator().manual_seed(0))
+    query = wide.transpose(1, 2)[:, ::2, 2:, ::2]
+    key = torch.randn(50, 2, 2, 64, generator=torch.Generator().manual_seed(1)).permute(1, 2, 0, 3)
+    assert not query.is_contiguous() and not key.is_contiguous()
+    check(query, key, device, query_start=43, key_range=(5, 45))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_row_lse_over_several_splits(dtype, device, monkeypatch):
+    monkeypatch.setattr(kernels, "num_splits", lambda *_: 4)
+    query, key = inputs(5, 600, 64, dtype=dtype, batch=1)
+    key_mask = left_padding([300], 600)
+    for start, mask in ((595, None), (595, key_mask), (100, None)):
+        expected = brute_force.row_lse(query, key, query_start=start, key_mask=mask)
+        moved = mask if mask is None else mask.to(device)
+        actual = ops.row_lse(query.to(device), key.to(device), query_start=start, key_mask=moved, backend="triton")
+        torch.testing.assert_close(actual.double().cpu(), expected, rtol=1e-5, atol=1e-5)
+        check(
+            query, key, device, query_start=start, key_range=(90, 400), **({} if mask is None else {"key_mask": mask})
+        )
+
+
+def test_same_input_same_bits(device):
+    query, key = (tensor.to(device) for tensor in inputs(9, 300, 64, heads=4, kv_heads=2, dtype=torch.bfloat16))
+    runs = [ops.column_sums(query, key, query_start=291, key_range=(0, 290), backend="triton") for _ in range(2)]
+    assert runs[0].equal(runs[1])
+    alone = ops.column_sums(query[1:], key[1:], query_start=291, key_range=(0, 290), backend="triton")
+    assert alone[0].equal(runs[0][1])  # wherever in the batch
+
+
+def test_top_quarter_agrees_with_float64_in_bfloat16(device):
+    columns = 400
+    query, key = inputs(64, columns, 128, heads=4, kv_heads=1, batch=1, dtype=torch.bfloat16)
+    where = {"query_start": columns, "key_range": (0, columns)}
+    expected = brute_force.column_sums(query, key, **where)[0]
+    actual = ops.column_sums(query.to(device), key.to(device), backend="triton", **where)[0].cpu()
+    top = [set(scores.topk(columns // 4).indices.tolist()) for scores in (expected, actual.double())]
+    assert len(top[0] & top[1]) / (columns // 4) >= 0.999
+
+
+def test_what_it_refuses(device):
+    query, key = (tensor.to(device) for tensor in inputs(2, 9, 64))
+    with pytest.raises(RuntimeError, match="backend: 'triton' cannot run column_sums here: .*float64"):
+        ops.column_sums(query.double(), key.double(), query_start=7, key_range=(0, 9), backend="triton")
+    query, key = (tensor.to(device) for tensor in inputs(2, 9, 260))
+    with pytest.raises(RuntimeError, match="backend: 'triton' cannot run row_lse here: .*at most 256"):
+        ops.row_lse(query, key, query_start=7, backend="triton")
