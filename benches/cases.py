@@ -27,8 +27,6 @@ FAST = "triton" if ON_GPU else "auto"
 VISUAL = (6272, 12544, 25088, 100352) if ON_GPU else (784, 1568)
 TEXT = (1, 16, 64, 256) if ON_GPU else (1, 16, 64)
 BATCH = (1, 8) if ON_GPU else (1,)
-# The materialised map is a user's own doing, but there is a limit to what fits.
-MAP_BYTES = 8 << 30
 
 
 @dataclass
@@ -98,17 +96,17 @@ def column_sums() -> Iterator[Case]:
 def _column_sums(visual: int, text: int, batch: int) -> Case:
     columns, start = slice(BEFORE, BEFORE + visual), BEFORE + visual
     where = {"query_start": start, "key_range": (columns.start, columns.stop), "backend": FAST}
-    map_fits = batch * HEADS * (BEFORE + visual + text) ** 2 * 4 <= (MAP_BYTES if ON_GPU else MAP_BYTES // 16)
+    with_map = batch == 1 and visual == VISUAL[0] and text == 64  # it is so slow that once is enough to see it
 
     def make(seed: int) -> tuple:
-        query, key = _attention(visual, text, batch, seed, all_rows=map_fits)
+        query, key = _attention(visual, text, batch, seed, all_rows=with_map)
         lse = ops.row_lse(query[:, :, -text:], key, query_start=start)
         return query, key, lse
 
     def check(name: str, result: Tensor, inputs: tuple) -> None:
-        query, key, _ = (tensor[:1].double().cpu() if ON_GPU else tensor.double() for tensor in inputs)
+        query, key, _ = (tensor[:1].double() for tensor in inputs)
         exact = baselines.text_rows(query, key, text, columns)
-        error = (result[:1].double().cpu() - exact).norm() / exact.norm()
+        error = (result[:1].double() - exact).norm() / exact.norm()
         assert error < (1e-2 if torch.bfloat16 == DTYPE else 1e-5), f"{name} is off by {error:.1e}"
 
     variants = {
@@ -116,7 +114,7 @@ def _column_sums(visual: int, text: int, batch: int) -> Case:
         "adatp": lambda q, k, lse: ops.column_sums(q[:, :, -text:], k, **where),
         "text rows in torch": lambda q, k, lse: baselines.text_rows(q, k, text, columns),
     }
-    if map_fits:
+    if with_map:
         variants["materialised map"] = lambda q, k, lse: baselines.materialised_map(q, k, text, columns)
     moved, flop = _score_floor(visual, text, batch)
     shape = {"N": visual, "T": text, "batch": batch}

@@ -87,7 +87,7 @@ def main() -> int:
                 ROOT,
                 environment,
                 options.directory / f"{suite}.log",
-                left(),
+                min(left(), 200),  # none may use up what the others need
             )
             written = folder / f"{device_name()}.json"
             if written.exists():

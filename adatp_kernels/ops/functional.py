@@ -5,10 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from adatp_kernels.errors import integer
 from adatp_kernels.ops import checks, reference
+from adatp_kernels.ops.compiled import prune_operator
 from adatp_kernels.ops.dispatch import implementation
 from adatp_kernels.plan import Stage
 
@@ -267,7 +269,8 @@ def prune(
     num_positions : int, optional
         As for `select`.
     on_phase : callable, optional
-        Called with ``"score"``, ``"select"``, ``"compact"`` after each phase was launched.
+        Called with ``"score"``, ``"select"``, ``"compact"`` after each phase was launched; not inside
+        torch.compile, which sees one operator.
 
     Returns
     -------
@@ -297,6 +300,14 @@ def prune(
     pairs = checks.token_tensors(tensors, dims, columns[0], key.device, key.shape[2] - sequence_start)
     num_selected = _num_selected(num_selected, chosen)
     _check_num_positions(num_positions)
+    if torch.compiler.is_compiling():
+        flat = [dim for pair in pairs for dim in pair]
+        survivors, *moved = prune_operator(
+            query, key, list(tensors), chosen.budgets, flat, chosen.segments, chosen.positions, query_start,
+            list(key_range), sequence_start, scale, lse, key_mask, query_mask, scores, dedup, chosen.soft_weight,
+            chosen.prior, num_selected, num_positions, backend,
+        )  # fmt: skip
+        return survivors, tuple(moved)
     deciding = (query, key) if scores is None else (query, key, scores)
     return implementation("prune", backend, *deciding)(
         query, key, tuple(tensors), chosen.budgets, dims=pairs, segments=chosen.segments, positions=chosen.positions,

@@ -212,7 +212,7 @@ def partial_row_lse(query: Tensor, key: Tensor, *, query_start: int, scale: floa
     batch, query_heads, rows, dim = query.shape
     kv_heads, num_keys = key.shape[1], key.shape[2]
     group = query_heads // kv_heads
-    tile = tile_for(query.dtype, dim, rows * group)
+    tile = tile_for(query, rows * group)
     blocks = triton.cdiv(rows * group, tile.rows) * kv_heads * batch
     splits = num_splits(blocks, min(num_keys, query_start + rows), tile.columns)
     split_length = triton.cdiv(triton.cdiv(min(num_keys, query_start + rows), splits), tile.columns) * tile.columns
@@ -255,7 +255,7 @@ def partial_column_sums(
         if lse is None
         else lse[..., None]
     )
-    tile = tile_for(query.dtype, dim, rows * group)
+    tile = tile_for(query, rows * group)
     partial = torch.empty(batch, kv_heads, last - first, dtype=torch.float32, device=query.device)
     masks = [key if mask is None else mask.view(torch.uint8) for mask in (key_mask, query_mask)]
     _column_sums_kernel[(triton.cdiv(last - first, tile.columns), kv_heads, batch)](

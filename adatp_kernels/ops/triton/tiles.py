@@ -1,11 +1,13 @@
 """Tile sizes of the score kernels: a static table, so that nothing is tuned while a user waits.
 
-No entry has been measured on a GPU yet: they are what compiles for every target of the compile gate without
-spilling a register and within the smallest shared memory among them.
+`benches/derive_tiles.py` measures on a GPU and writes what it finds back into the table, under that GPU's architecture.
+The entries under "any" have not been measured: they are what compiles for every target of the compile gate
+without spilling a register and within the smallest shared memory among them.
 """
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import torch
@@ -25,20 +27,36 @@ class Tile:
     stages: int
 
 
-# By bytes per element and head dimension, rounded up to a power of two.
+# By architecture ("any" where it has no entry of its own), bytes per element, and head dimension rounded up to a
+# power of two. The heads of a group and the text rows are packed into the rows, so a group needs no entry of its own.
 TILES = {
-    (2, 64): Tile(columns=64, rows=64, warps=4, stages=2),
-    (2, 128): Tile(columns=64, rows=64, warps=4, stages=2),
-    (2, 256): Tile(columns=64, rows=64, warps=8, stages=1),
-    (4, 64): Tile(columns=32, rows=32, warps=4, stages=1),
-    (4, 128): Tile(columns=16, rows=16, warps=4, stages=1),
-    (4, 256): Tile(columns=32, rows=16, warps=4, stages=1),
+    ("any", 2, 64): Tile(columns=64, rows=64, warps=4, stages=2),
+    ("any", 2, 128): Tile(columns=64, rows=64, warps=4, stages=2),
+    ("any", 2, 256): Tile(columns=64, rows=64, warps=8, stages=1),
+    ("any", 4, 64): Tile(columns=32, rows=32, warps=4, stages=1),
+    ("any", 4, 128): Tile(columns=16, rows=16, warps=4, stages=1),
+    ("any", 4, 256): Tile(columns=32, rows=16, warps=4, stages=1),
 }
 
 
-def tile_for(dtype: torch.dtype, head_dim: int, packed_rows: int) -> Tile:
-    """The table's tile, with no more rows than there are (but the 16 that a matrix product needs)."""
-    tile = TILES[dtype.itemsize, max(64, triton.next_power_of_2(head_dim))]
+@functools.cache
+def architecture(device: torch.device) -> str:
+    """The name of a device's architecture as the table has it: sm_90, gfx942; "any" for a CPU."""
+    if device.type != "cuda":
+        return "any"
+    properties = torch.cuda.get_device_properties(device)
+    if torch.version.hip:
+        return properties.gcnArchName.split(":")[0]
+    return f"sm_{properties.major}{properties.minor}"
+
+
+def tile_for(query: torch.Tensor, packed_rows: int) -> Tile:
+    """The table's tile for a query's device, dtype and head dim, with no more rows than there are.
+
+    At least 16 rows, though: a matrix product needs them.
+    """
+    kind = (query.dtype.itemsize, max(64, triton.next_power_of_2(query.shape[-1])))
+    tile = TILES.get((architecture(query.device), *kind)) or TILES[("any", *kind)]
     rows = min(tile.rows, max(16, triton.next_power_of_2(packed_rows)))
     return Tile(tile.columns, rows, tile.warps, tile.stages)
 

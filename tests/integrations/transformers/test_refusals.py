@@ -1,6 +1,7 @@
 """What accelerate does not support says so before the first token."""
 
 import copy
+import dataclasses
 
 import pytest
 import torch
@@ -112,3 +113,13 @@ def test_compacted_cache_cannot_be_cropped():
     assert all(type(layer) is CompactedLayer for layer in cache.layers)
     with pytest.raises(ValueError, match="compact_cache"):
         cache.layers[0].crop(-1)
+
+
+def test_a_backend_that_cannot_run_says_why():
+    model = llava_onevision()
+    message = "backend: 'triton' cannot run prune here: .*CUDA tensors, not on cpu"
+    with (
+        adatp.accelerate(model, dataclasses.replace(CONFIG, backend="triton")),
+        pytest.raises(RuntimeError, match=message),
+    ):
+        generate(model, prompt())

@@ -1,0 +1,64 @@
+"""`prune` as an operator that torch.compile can put into a graph; eager mode calls the launchers directly."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from adatp_kernels.ops.dispatch import implementation
+
+
+@torch.library.custom_op("adatp::prune", mutates_args=())
+def prune_operator(
+    query: Tensor,
+    key: Tensor,
+    tensors: list[Tensor],
+    budgets: Tensor,
+    dims: list[int],
+    segments: Tensor,
+    positions: Tensor,
+    query_start: int,
+    key_range: list[int],
+    sequence_start: int,
+    scale: float,
+    lse: Tensor | None,
+    key_mask: Tensor | None,
+    query_mask: Tensor | None,
+    scores: Tensor | None,
+    dedup: str,
+    soft_weight: float,
+    prior: Tensor | None,
+    num_selected: int,
+    num_positions: int | None,
+    backend: str,
+) -> list[Tensor]:
+    """The surviving tokens, and then `tensors` at them. ``dims`` holds (batch, token) of each tensor, one after the other."""
+    deciding = (query, key) if scores is None else (query, key, scores)
+    indices, moved = implementation("prune", backend, *deciding)(
+        query, key, tuple(tensors), budgets, dims=list(zip(dims[::2], dims[1::2], strict=True)), segments=segments,
+        positions=positions, query_start=query_start, key_range=(key_range[0], key_range[1]),
+        sequence_start=sequence_start, scale=scale, lse=lse, key_mask=key_mask, query_mask=query_mask, scores=scores,
+        dedup=dedup, soft_weight=soft_weight, prior=prior, num_selected=num_selected, num_positions=num_positions,
+        on_phase=lambda phase: None,
+    )  # fmt: skip
+    return [indices, *moved]
+
+
+@prune_operator.register_fake
+def _shapes(
+    query: Any, key: Any, tensors: Any, budgets: Any, dims: Any, segments: Any, positions: Any, query_start: Any,
+    key_range: Any, sequence_start: Any, scale: Any, lse: Any, key_mask: Any, query_mask: Any, scores: Any, dedup: Any,
+    soft_weight: Any, prior: Any, num_selected: Any, num_positions: Any, backend: Any,
+) -> list[Tensor]:  # fmt: skip
+    batch = key.shape[0]
+    survivors = key.shape[2] - sequence_start - (key_range[1] - key_range[0]) + num_selected
+    results = [key.new_empty((batch, survivors), dtype=torch.int64)]
+    for tensor, batch_dim, token_dim in zip(tensors, dims[::2], dims[1::2], strict=True):
+        shape = list(tensor.shape)
+        if batch > 1:
+            shape[batch_dim] = batch
+        shape[token_dim] = survivors
+        results.append(tensor.new_empty(shape))
+    return results
