@@ -5,11 +5,13 @@
 A driver that compiles what Triton's own would, and then launches nothing, takes the place of the GPU's; the
 package's launchers run on CPU tensors as they are. A kernel fails the gate if it spills registers, needs more
 shared memory than the GPU has, or (scores in half precision) lacks the matrix instruction. The table that is
-printed has one line per kernel and case, and the launches of a whole stage, which may not read a tensor's values.
+printed has one line per kernel and case, and the launches of a whole stage, which may not read a tensor's values,
+and how often the stages of one prompt make Triton compile a kernel: once.
 """
 
 from __future__ import annotations
 
+import itertools
 import re
 import subprocess
 import sys
@@ -147,16 +149,26 @@ def move() -> None:
     gather.gather(torch.zeros(8, 400, dtype=torch.int64), [torch.empty(8, 1500, 3584, dtype=torch.bfloat16)], [(0, 1)])
 
 
-def whole_stage(*, lse: bool) -> None:
-    query, key = attention(torch.bfloat16, 128)
-    tensors, dims = travelling()
-    ids = torch.zeros(1, 1386, dtype=torch.int64)
+def whole_stage(*, lse: bool, columns: int = 1386, kept: int = 300) -> None:
+    length = 14 + columns + 98
+    query, key = attention(torch.bfloat16, 128, rows=length, keys=length)
+    query, lses = query[:, :, -64:], torch.empty(1, 28, length)[:, :, -64:]
+    tensors, dims = travelling(length)
+    ids = torch.zeros(1, length, dtype=torch.int64)[:, 14 : 14 + columns]
     stage.prune(
         query, key, tensors, torch.ones(1, 32, dtype=torch.int64), dims=dims, segments=ids, positions=ids,
-        query_start=1436, key_range=(14, 1400), sequence_start=0, scale=0.1,
-        lse=torch.empty(1, 28, 64) if lse else None, key_mask=None, query_mask=None, scores=None, dedup="strict",
-        soft_weight=0.0, prior=None, num_selected=300, num_positions=196, on_phase=lambda phase: None,
+        query_start=length - 64, key_range=(14, 14 + columns), sequence_start=0, scale=0.1,
+        lse=lses if lse else None, key_mask=None, query_mask=None, scores=None, dedup="strict",
+        soft_weight=0.0, prior=None, num_selected=kept, num_positions=196, on_phase=lambda phase: None,
     )  # fmt: skip
+
+
+def variants_of_a_prompt() -> dict[str, int]:
+    """How often each kernel is compiled over the stages of a prompt, whose numbers are odd, round, and 1."""
+    numbers = (1000, 800, 777, 512, 333, 160, 48, 17, 16, 1)
+    for columns, kept in itertools.pairwise(numbers):
+        whole_stage(lse=True, columns=columns, kept=kept)
+    return {jit.__name__: sum(len(cache[0]) for cache in jit.device_caches.values()) for jit in KERNELS}
 
 
 @contextmanager
@@ -231,6 +243,10 @@ def check(name: str, gpu: Gpu) -> int:
             f"{name:<7} a stage, LSE {'given' if lse else 'not given'}: {len(fake.launches)} launches: {fake.launches}"
         )
         failures += len(fake.launches) > limit
+    with compiling_for(gpu):
+        variants = variants_of_a_prompt()
+    print(f"{name:<7} compiled over nine stages of a prompt: {variants}")
+    failures += max(variants.values()) > 1
     return failures
 
 

@@ -111,7 +111,8 @@ def _load_lse(lse, row, rows, first_head, in_range, stride_h, stride_t, stride_s
     do_not_specialize=[
         "rows", "packed_rows", "first_column", "num_columns", "query_start", "workspace_words",
         "stride_lb", "stride_lh", "stride_lt", "stride_mb", "stride_rb",
-    ]
+    ],
+    do_not_specialize_on_alignment=["lse"],
 )  # fmt: skip
 def _column_sums_kernel(
     query, key, lse, key_mask, query_mask, partial, workspace,

@@ -18,32 +18,35 @@ _WORDS = {8: torch.int64, 4: torch.int32, 2: torch.int16, 1: torch.int8}
 
 
 # What changes from stage to stage must not make the compiler specialise again.
-@triton.jit(do_not_specialize=["first_programs", "num_kept", "stride_ib"])
+@triton.jit(do_not_specialize=["num_rows", "num_kept", "stride_ib"])
 def _gather_kernel(
     indices, sources, targets, first_programs, shapes, source_strides, target_strides,
-    stride_ib, stride_ik, num_kept,
+    stride_ib, stride_ik, num_rows, num_kept,
     COUNT: tl.constexpr, BLOCKS: tl.constexpr,
 ):  # fmt: skip
     """``target[b, o, k, :] = source[b, o, indices[b, k], :]`` for every tensor; grid (programs,).
 
     Each tensor owns a run of programs, from ``first_programs[i]`` on, and a program moves BLOCKS[i] =
-    (tokens, elements) of one batch row b and outer index o. Every element is read and written once.
+    (tokens, elements, scale) of one batch row b and outer index o. Every element is read and written once.
     """
     program = tl.program_id(0)
     for i in tl.static_range(COUNT):
         if (program >= first_programs[i]) & (program < first_programs[i + 1]):
-            outer, inner = shapes[i]
-            source_b, source_o, source_t, source_i = source_strides[i]
-            target_b, target_o, target_t, target_i = target_strides[i]
             BLOCK_K: tl.constexpr = BLOCKS[i][0]
             BLOCK_C: tl.constexpr = BLOCKS[i][1]
+            SCALE: tl.constexpr = BLOCKS[i][2]
+            outer, inner = shapes[i][0] // SCALE, shapes[i][1]
+            source_b, source_o = source_strides[i][0] // SCALE, source_strides[i][1] // SCALE
+            source_t, source_i = source_strides[i][2] // SCALE, source_strides[i][3]
+            target_b, target_o = target_strides[i][0] // SCALE, target_strides[i][1] // SCALE
+            target_t, target_i = target_strides[i][2] // SCALE, target_strides[i][3]
             tile = program - first_programs[i]
             chunks = tl.cdiv(inner, BLOCK_C)
             row = tile // (chunks * tl.cdiv(num_kept, BLOCK_K))
             o_c = (tile % chunks) * BLOCK_C + tl.arange(0, BLOCK_C)
             o_k = (tile // chunks) % tl.cdiv(num_kept, BLOCK_K) * BLOCK_K + tl.arange(0, BLOCK_K)
             b, o = (row // outer).to(tl.int64), (row % outer).to(tl.int64)
-            m_k = o_k < num_kept
+            m_k = (o_k < num_kept) & (row < num_rows * outer)
             token = tl.load(indices + b * stride_ib + o_k.to(tl.int64) * stride_ik, mask=m_k, other=0)  # [BK] int64
             mask = m_k[:, None] & (o_c < inner)[None, :]
             o_c = o_c.to(tl.int64)
@@ -68,6 +71,21 @@ class _Move:
     inner: int
     source_strides: tuple[int, int, int, int]
     target_strides: tuple[int, int, int, int]
+
+    @property
+    def scale(self) -> int:
+        """What the kernel's strides are multiplied with, so that all stages of a prompt share one kernel.
+
+        Triton compiles anew for every pattern of a tuple's integers that are divisible by 16 or equal to 1. With
+        one element a token the strides are numbers of tokens, which change from stage to stage: they come 16-fold.
+        With more they are multiples of the width, and that the compiler knows so is what makes accesses wide.
+        """
+        return 16 if self.inner == 1 else 1
+
+    def scaled(self, strides: tuple[int, int, int, int]) -> tuple[int, int, int, int]:
+        """The strides of batch, outer and token times `scale`, and the inner one."""
+        batch, outer, token, inner = (stride * self.scale for stride in strides)
+        return batch, outer, token, inner // self.scale
 
 
 def gather(indices: Tensor, tensors: Sequence[Tensor], dims: Sequence[tuple[int, int]]) -> tuple[Tensor, ...]:
@@ -97,18 +115,20 @@ def _launch(indices: Tensor, moves: Sequence[_Move]) -> None:
     for move in moves:
         elements = min(triton.next_power_of_2(move.inner), 512)
         tokens = _PROGRAM_ELEMENTS // elements
-        blocks.append((tokens, elements))
+        blocks.append((tokens, elements, move.scale))
         tiles = batch * move.outer * triton.cdiv(num_kept, tokens) * triton.cdiv(move.inner, elements)
-        first_programs.append(first_programs[-1] + tiles)
+        # A multiple of 16, see `_Move.scale`; the last programs may have nothing to do.
+        first_programs.append(first_programs[-1] + triton.cdiv(tiles, 16) * 16)
     _gather_kernel[(first_programs[-1],)](
         indices,
         tuple(move.source for move in moves),
         tuple(move.target for move in moves),
         tuple(first_programs),
-        tuple((move.outer, move.inner) for move in moves),
-        tuple(move.source_strides for move in moves),
-        tuple(move.target_strides for move in moves),
+        tuple((move.outer * move.scale, move.inner) for move in moves),
+        tuple(move.scaled(move.source_strides) for move in moves),
+        tuple(move.scaled(move.target_strides) for move in moves),
         *indices.stride(),
+        batch,
         num_kept,
         COUNT=len(moves),
         BLOCKS=tuple(blocks),

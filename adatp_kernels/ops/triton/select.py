@@ -55,8 +55,14 @@ def _debiased_score(score, column, position, mine, best, num_positions, soft_wei
     return score, competes
 
 
-@triton.jit(do_not_specialize=["num_columns", "num_segments", "num_kept", "num_positions", "first", "after", "length", "rows",
-                               "stride_sb", "stride_gb", "stride_pb", "stride_ub", "stride_wb", "stride_rb"])  # fmt: skip
+# What changes from stage to stage, or prompt to prompt, must not make the compiler specialise again.
+@triton.jit(
+    do_not_specialize=[
+        "num_columns", "num_segments", "num_kept", "num_positions", "first", "after", "length", "rows",
+        "stride_sb", "stride_gb", "stride_pb", "stride_ub", "stride_wb", "stride_rb",
+    ],
+    do_not_specialize_on_alignment=["given", "scores", "segments", "positions", "budgets", "prior"],
+)  # fmt: skip
 def _select_kernel(
     given, scores, partial, query_mask, segments, positions, budgets, prior, best, arrived, flags, kept,
     num_columns, num_segments, num_positions, num_kept, soft_weight,
