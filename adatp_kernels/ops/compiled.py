@@ -36,7 +36,7 @@ def prune_operator(
 ) -> list[Tensor]:
     """The surviving tokens, and then `tensors` at them. ``dims`` holds (batch, token) of each tensor, one after the other."""
     deciding = (query, key) if scores is None else (query, key, scores)
-    indices, moved = implementation("prune", backend, *deciding)(
+    indices, moved = implementation("prune", backend, *deciding, moved=tensors)(
         query, key, tuple(tensors), budgets, dims=list(zip(dims[::2], dims[1::2], strict=True)), segments=segments,
         positions=positions, query_start=query_start, key_range=(key_range[0], key_range[1]),
         sequence_start=sequence_start, scale=scale, lse=lse, key_mask=key_mask, query_mask=query_mask, scores=scores,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from types import ModuleType
 
@@ -14,7 +14,7 @@ from adatp_kernels.config import BACKENDS
 from adatp_kernels.errors import choice
 
 # Fastest first; the reference runs anything. A backend is a module with one function per operation, called with
-# checked arguments, and `refuses(operation, *tensors)`, which says why it cannot run an operation on some tensors.
+# checked arguments, and `refuses(operation, *tensors, moved)`, which says why it cannot run on some tensors.
 _MODULES = {"triton": "adatp_kernels.ops.triton.backend", "reference": "adatp_kernels.ops.reference"}
 _MISSING = "this version of adatp_kernels does not contain it"
 
@@ -69,8 +69,8 @@ def last_used() -> dict[str, str]:
     return dict(_last)
 
 
-def implementation(operation: str, backend: str, *tensors: Tensor) -> Callable:
-    """The function that runs `operation` on `tensors`, those that decide which backend can.
+def implementation(operation: str, backend: str, *tensors: Tensor, moved: Sequence[Tensor] = ()) -> Callable:
+    """The function that runs `operation` on `tensors`, those that decide which backend can, moving `moved`.
 
     Raises
     ------
@@ -84,21 +84,21 @@ def implementation(operation: str, backend: str, *tensors: Tensor) -> Callable:
         # Triton is not even loaded for CPU tensors, though its interpreter could run them, slowly.
         on_cpu = tensors[0].device.type == "cpu"
         names = (name for name in _MODULES if not (on_cpu and name == "triton"))
-        name = next(name for name in names if _refusal(name, operation, tensors) is None)
+        name = next(name for name in names if _refusal(name, operation, tensors, moved) is None)
     else:
         name = backend
-        reason = _refusal(name, operation, tensors)
+        reason = _refusal(name, operation, tensors, moved)
         if reason is not None:
             raise RuntimeError(f"backend: {backend!r} cannot run {operation} here: {reason}")
     _last[operation] = name
     return getattr(_loaded[name], operation)
 
 
-def _refusal(name: str, operation: str, tensors: tuple[Tensor, ...]) -> str | None:
+def _refusal(name: str, operation: str, tensors: Sequence[Tensor], moved: Sequence[Tensor] = ()) -> str | None:
     if name not in _loaded:
         _loaded[name] = _load(name)
     module = _loaded[name]
-    return module if isinstance(module, str) else module.refuses(operation, *tensors)
+    return module if isinstance(module, str) else module.refuses(operation, *tensors, moved=moved)
 
 
 def _load(name: str) -> ModuleType | str:

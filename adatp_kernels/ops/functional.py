@@ -209,7 +209,7 @@ def gather(
         If the named backend cannot run.
     """
     pairs = checks.gather_inputs(indices, tensors, dims)
-    return implementation("gather", backend, indices)(indices, tensors, pairs)
+    return implementation("gather", backend, indices, moved=tensors)(indices, tensors, pairs)
 
 
 def prune(
@@ -294,6 +294,7 @@ def prune(
         raise ValueError(f"sequence_start: expected at most key_range[0] = {key_range[0]}, got {sequence_start}")
     if scores is not None:
         checks.score_tensor(scores)
+        checks.tensor("scores", scores, (torch.float32, torch.float64), key.device)
         checks.shape("scores", scores, columns, "[B, v1-v0]")
     limits = stage.budgets if budgets is None else budgets
     chosen = checks.selection(columns, key.device, segments, positions, limits, dedup, soft_weight, prior)
@@ -309,7 +310,7 @@ def prune(
         )  # fmt: skip
         return survivors, tuple(moved)
     deciding = (query, key) if scores is None else (query, key, scores)
-    return implementation("prune", backend, *deciding)(
+    return implementation("prune", backend, *deciding, moved=tensors)(
         query, key, tuple(tensors), chosen.budgets, dims=pairs, segments=chosen.segments, positions=chosen.positions,
         query_start=query_start, key_range=key_range, sequence_start=sequence_start, scale=scale, lse=lse,
         key_mask=key_mask, query_mask=query_mask, scores=scores, dedup=dedup, soft_weight=chosen.soft_weight,

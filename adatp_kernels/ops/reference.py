@@ -14,7 +14,7 @@ from torch import Tensor
 NEG_INF = float("-inf")
 
 
-def refuses(operation: str, *tensors: Tensor) -> str | None:
+def refuses(operation: str, *tensors: Tensor, moved: Sequence[Tensor] = ()) -> str | None:
     """Why the reference cannot run an operation on `tensors`: never."""
     return None
 

@@ -98,7 +98,7 @@ def test_auto_takes_the_fastest_backend_that_can(operation, monkeypatch):
         able = True
 
         @classmethod
-        def refuses(cls, operation, *tensors):
+        def refuses(cls, operation, *tensors, moved=()):
             return None if cls.able else "it is tired"
 
     marker = object()

@@ -12,9 +12,11 @@ import torch
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 if INTERPRETED:
+    import interpreter_bounds
     import interpreter_patch
 
     interpreter_patch.apply()
+    interpreter_bounds.check_bounds()
 
 
 def pytest_ignore_collect(collection_path, config):

@@ -79,3 +79,21 @@ def test_every_element_is_written(device, monkeypatch):
     monkeypatch.setattr(torch, "empty", lambda *args, **kwargs: empty(*args, **kwargs).fill_(float("nan")))
     out = ops.gather(indices_of(2, 13, 40).to(device), torch.randn(2, 40, 65).to(device), dims=1, backend="triton")[0]
     assert not out.isnan().any()
+
+
+def test_layouts_that_only_one_stride_tells_apart(device):
+    wide = torch.randn(2, 9, 8)
+    tensors = [
+        wide[..., :5],
+        torch.randn(2, 9, 7)[..., :6],
+        torch.randn(3, 2, 5, 9),
+        torch.randn(9, 6, 2),
+        torch.randn(2, 2, 9, 1100),
+    ]
+    same(indices_of(2, 4, 9).T.contiguous().T, tensors, [1, 1, (1, 3), (2, 0), 2], device)
+
+
+def test_no_batch_and_lazy_views(device):
+    same(torch.zeros(0, 3, dtype=torch.int64), [torch.randn(0, 5, 3)], 1, device)
+    conjugate = torch.randn(2, 5, 4, dtype=torch.complex64).conj()
+    same(indices_of(2, 3, 5), [conjugate, conjugate[..., 0].imag], 1, device)

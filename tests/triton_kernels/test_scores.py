@@ -8,6 +8,7 @@ from op_inputs import inputs, left_padding
 
 from adatp_kernels import ops
 from adatp_kernels.ops.triton import column_sums as kernels
+from adatp_kernels.ops.triton import tiles
 
 RELATIVE = {torch.float32: 1e-5, torch.float16: 3e-3, torch.bfloat16: 2e-2}
 
@@ -131,3 +132,106 @@ def test_what_it_refuses(device):
     query, key = (tensor.to(device) for tensor in inputs(2, 9, 260))
     with pytest.raises(RuntimeError, match="backend: 'triton' cannot run row_lse here: .*at most 256"):
         ops.row_lse(query, key, query_start=7, backend="triton")
+
+
+def far_apart(tensor, dim):
+    """The same values with 2**30 elements between neighbours along `dim`; most of that memory is never touched."""
+    rest = tensor.movedim(dim, 0)
+    memory = torch.empty((len(rest) - 1) * 2**30 + rest[0].numel(), dtype=tensor.dtype, device=tensor.device)
+    return memory.as_strided(rest.shape, (2**30, *rest[0].contiguous().stride())).movedim(0, dim).copy_(tensor)
+
+
+@pytest.mark.parametrize("dim", [0, 1, 2])
+def test_offsets_beyond_32_bits(dim, device):
+    query, key = inputs(3, 3, 64, heads=4, kv_heads=4, batch=3, dtype=torch.float16)
+    where = {"query_start": 0, "key_range": (0, 3), "backend": "triton"}
+    expected = ops.column_sums(query.to(device), key.to(device), **where)
+    assert ops.column_sums(query.to(device), far_apart(key.to(device), dim), **where).equal(expected)
+    assert ops.column_sums(far_apart(query.to(device), dim), key.to(device), **where).equal(expected)
+    if dim:
+        lse = ops.row_lse(query.to(device), key.to(device), query_start=0, backend="triton")
+        given = ops.column_sums(query.to(device), key.to(device), lse=far_apart(lse, dim), **where)
+        torch.testing.assert_close(given, expected)
+
+
+def test_every_stride_is_used(device):
+    wide = torch.randn(2, 2, 50, 128, generator=torch.Generator().manual_seed(1))
+    query, _ = inputs(5, 1, 64)
+    key_mask = left_padding([3, 20], 50)[:, :, None].expand(-1, -1, 3).contiguous()[:, :, 1]
+    query_mask = (
+        torch.tensor([[True, False, True, True, False]] * 2)[:, :, None].expand(-1, -1, 2).contiguous()[:, :, 0]
+    )
+    assert key_mask.stride(1) == 3 and query_mask.stride(1) == 2
+    check(query, wide[..., ::2], device, query_start=45, key_range=(5, 45), key_mask=key_mask, query_mask=query_mask)
+
+
+def test_lse_in_float64_and_of_a_row_that_shall_not_count(device):
+    query, key = (tensor.to(device) for tensor in inputs(4, 40, 64))
+    lse = ops.row_lse(query, key, query_start=36, backend="reference")
+    lse[0, 1, 2] = float("-inf")
+    where = {"query_start": 36, "key_range": (0, 40)}
+    expected = ops.column_sums(query, key, lse=lse, backend="reference", **where)
+    for given in (lse, lse.double()):
+        actual = ops.column_sums(query, key, lse=given, backend="triton", **where)
+        assert actual.dtype == torch.float32
+        torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-8)
+
+
+def test_splits_of_unlike_size(device, monkeypatch):
+    monkeypatch.setattr(kernels, "num_splits", lambda *_: 4)
+    query, key = inputs(5, 600, 64, batch=1)
+    query[:] = 1.0
+    key[:, :, :160], key[:, :, 160:] = -8.0, 8.0 + 0.01 * key[:, :, 160:]
+    check(query, key, device, query_start=595, key_range=(90, 400), relative=1e-3)
+
+
+def test_workspace_is_zeroed_and_nothing_else(device):
+    query, key = (tensor.to(device) for tensor in inputs(2, 40, 64))
+    memory = torch.full((5000 + 512,), -1, dtype=torch.int64, device=device)
+    kernels.partial_column_sums(
+        query,
+        key,
+        query_start=38,
+        key_range=(0, 20),
+        scale=1.0,
+        lse=None,
+        key_mask=None,
+        query_mask=None,
+        workspace=memory[:5000],
+    )
+    assert (memory[:5000] == 0).all() and (memory[5000:] == -1).all()
+
+
+def test_many_rows_under_a_mask(device):
+    query, key = inputs(150, 170, 64, heads=2, kv_heads=1)
+    query_mask = torch.rand(2, 150, generator=torch.Generator().manual_seed(1)) > 0.4
+    check(query, key, device, query_start=20, key_range=(0, 170), query_mask=query_mask)
+
+
+@pytest.mark.parametrize("query_start", [2**31 - 1, 2**40])
+def test_all_keys_lie_before_the_rows(query_start, device):
+    query, key = (t.to(device) for t in inputs(3, 37, 64))
+    runs = [ops.column_sums(query, key, query_start=s, key_range=(0, 37), backend="triton") for s in (37, query_start)]
+    assert runs[0].equal(runs[1])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_head_dims_below_a_matrix_products_least(dtype, device):
+    query, key = inputs(3, 20, 8, dtype=dtype)
+    check(query, key, device, query_start=17, key_range=(0, 20))
+
+
+def test_choice_of_tiles_and_splits():
+    assert [tiles.num_splits(1, keys, 64) for keys in (300, 512, 100_000)] == [1, 2, 8]
+    assert [tiles.num_splits(programs, 100_000, 64) for programs in (64, 1000)] == [4, 1]
+    query = torch.empty(1, 1, 1, 100, dtype=torch.bfloat16)
+    assert tiles.tile_for(query, 7).rows == 16
+    assert tiles.tile_for(query, 700) == tiles.TILES["any", 2, 128]
+
+
+def test_gradients_are_refused_rather_than_cut(device):
+    query, key = (tensor.to(device) for tensor in inputs(2, 9, 64))
+    with pytest.raises(RuntimeError, match="it has no gradient"):
+        ops.column_sums(query.requires_grad_(), key, query_start=7, key_range=(0, 9), backend="triton")
+    with torch.no_grad():
+        ops.column_sums(query, key, query_start=7, key_range=(0, 9), backend="triton")

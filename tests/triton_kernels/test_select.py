@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from adatp_kernels import ops
 from adatp_kernels.ops.triton import select as kernels
+from adatp_kernels.ops.triton.backend import INTERPRETED
 
 AWKWARD = [math.nan, math.inf, -math.inf, -0.0, 0.0, 1e-40, 0.25, 0.5, 0.5, 1.0, -1.0]
 
@@ -49,8 +50,7 @@ def selections(draw):
 @settings(max_examples=60)
 def test_select_is_the_reference(arguments):
     scores, ids, positions, budgets, options = arguments
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    same(scores, ids, positions, budgets, device, **options)
+    same(scores, ids, positions, budgets, torch.device("cpu" if INTERPRETED else "cuda"), **options)
 
 
 @pytest.mark.parametrize("dedup", ["strict", "soft", "off"])
@@ -105,3 +105,70 @@ def test_the_callers_scores_stay_as_they_are(device):
     before = scores.clone()
     same(scores, torch.zeros(30, dtype=torch.long), torch.arange(30) % 7, [4], device, prior=torch.rand(30))
     assert scores.equal(before)
+
+
+@pytest.mark.parametrize("dedup", ["strict", "soft"])
+def test_positions_of_text_columns_do_not_matter(dedup, device):
+    """Negative, or beyond the table."""
+    ids, scores = torch.tensor([0] * 6 + [-1, -1] + [1] * 6), torch.rand(1, 14)
+    positions = torch.tensor([0, 1, 2] * 2 + [-5, 10**6] + [0, 1, 2] * 2)
+    same(scores, ids, positions, [2, 2], device, dedup=dedup, num_selected=6, num_positions=3)
+
+
+@pytest.mark.parametrize("batch", [1, 2])
+def test_scores_that_are_a_slice(batch, device):
+    wide = torch.rand(batch, 4000)
+    for scores in (wide[:, :2000], wide[:1, 5:2005].expand(batch, -1)):
+        prior = torch.rand(batch, 2000)
+        same(scores, torch.arange(2000) % 3, torch.arange(2000) // 20, [9, 9, 9], device, dedup="soft", prior=prior)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+def test_prior_of_any_dtype(dtype, device):
+    same(
+        torch.rand(1, 30),
+        torch.zeros(30, dtype=torch.long),
+        torch.arange(30) % 7,
+        [4],
+        device,
+        prior=torch.rand(30).to(dtype),
+    )
+
+
+@pytest.mark.parametrize("num_positions", [2, 2000])
+@pytest.mark.parametrize("dedup", ["strict", "soft", "off"])
+def test_what_a_caller_got_wrong_touches_no_other_memory(dedup, num_positions, device):
+    """Positions beyond the table, budgets beyond the columns: any choice will do, but indices must be tokens."""
+    positions = torch.tensor([-3, 2**40, 0, 1, 0, 1, 5000, 7])
+    for budget in (-1, 5, 8, 2**32 + 5):
+        kept = ops.select(
+            torch.rand(1, 8).to(device),
+            torch.zeros(8, dtype=torch.long, device=device),
+            positions.to(device),
+            [budget],
+            dedup=dedup,
+            num_selected=8,
+            num_positions=num_positions,
+            backend="triton",
+        )
+        assert kept.shape == (1, 8)
+
+
+@pytest.mark.parametrize("dedup", ["strict", "soft", "off"])
+def test_small_blocks(dedup, device, monkeypatch):
+    """Every loop runs more than once, and strict takes the way by digits."""
+    monkeypatch.setattr(kernels, "_BLOCK", 16)
+    monkeypatch.setattr(kernels, "_SORTED_POSITIONS", 0)
+    generator = torch.Generator().manual_seed(0)
+    ids = torch.randint(-1, 3, (90,), generator=generator).expand(2, -1)
+    positions = torch.randint(0, 9, (90, 2), generator=generator).T
+    scores = 1 + torch.randint(0, 300, (2, 90), generator=generator) * 2.0**-23  # they differ in the last bits
+    for values in (scores, scores.mul(2**23).remainder(4)):
+        for prior in (None, torch.ones(90)):
+            same(values, ids, positions, [3, 4, 5], device, dedup=dedup, soft_weight=0.9, prior=prior)
+
+
+def test_positions_out_of_proportion_are_left_to_the_reference(device):
+    same(
+        torch.rand(1, 8), torch.zeros(8, dtype=torch.long), torch.tensor([0, 1, 2**40, 0, 1, 2**40, 5, 5]), [3], device
+    )

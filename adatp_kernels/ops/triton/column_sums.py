@@ -14,7 +14,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from adatp_kernels.ops.triton.tiles import num_splits, tile_for
+from adatp_kernels.ops.triton.tiles import ceil_div, num_splits, power_of_two, tile_for
 
 _LOG2_E = tl.constexpr(1.4426950408889634)
 _LN_2 = tl.constexpr(0.6931471805599453)
@@ -88,18 +88,18 @@ def _row_lse_kernel(
 
 
 @triton.jit
-def _load_lse(lse, row, rows, first_head, in_range, stride_h, stride_t, stride_s, SPLITS: tl.constexpr):
-    """The packed rows' LSE [BM] in base 2, put together from SPLITS partial ones; −inf out of range."""
+def _load_lse(lse, row, rows, first_head, in_range, stride_h, stride_t, stride_s, splits):
+    """The packed rows' LSE [BM] in base 2, put together from `splits` partial ones; −inf out of range."""
     offset = (first_head + row // rows).to(tl.int64) * stride_h + (row % rows).to(tl.int64) * stride_t
     b_lse = tl.load(lse + offset, mask=in_range, other=float("-inf")).to(tl.float32) * _LOG2_E
-    if SPLITS > 1:
+    if splits > 1:
         b_max = b_lse
-        for split in tl.static_range(1, SPLITS):
+        for split in range(1, splits):
             b_part = tl.load(lse + offset + split * stride_s, mask=in_range, other=float("-inf")) * _LOG2_E
             b_max = tl.maximum(b_max, b_part)
         shift = tl.where(b_max == float("-inf"), 0.0, b_max)
         b_sum = tl.exp2(b_lse - shift)
-        for split in tl.static_range(1, SPLITS):
+        for split in range(1, splits):
             b_part = tl.load(lse + offset + split * stride_s, mask=in_range, other=float("-inf")) * _LOG2_E
             b_sum += tl.exp2(b_part - shift)
         b_lse = tl.where(b_sum == 0.0, float("-inf"), shift + tl.log2(b_sum))
@@ -110,7 +110,7 @@ def _load_lse(lse, row, rows, first_head, in_range, stride_h, stride_t, stride_s
 @triton.jit(
     do_not_specialize=[
         "rows", "packed_rows", "first_column", "num_columns", "query_start", "workspace_words",
-        "stride_lb", "stride_lh", "stride_lt", "stride_mb", "stride_rb",
+        "stride_lb", "stride_lh", "stride_lt", "stride_ls", "splits", "stride_mb", "stride_rb",
     ],
     do_not_specialize_on_alignment=["lse"],
 )  # fmt: skip
@@ -119,10 +119,10 @@ def _column_sums_kernel(
     rows, packed_rows, kv_heads, first_column, num_columns, query_start, scale_log2, workspace_words,
     stride_qb, stride_qh, stride_qt, stride_qd,
     stride_kb, stride_kh, stride_kn, stride_kd,
-    stride_lb, stride_lh, stride_lt, stride_ls,
+    stride_lb, stride_lh, stride_lt, stride_ls, splits,
     stride_mb, stride_mn, stride_rb, stride_rt,
     GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-    SPLITS: tl.constexpr, HAS_KEY_MASK: tl.constexpr, HAS_QUERY_MASK: tl.constexpr, HAS_WORKSPACE: tl.constexpr,
+    HAS_KEY_MASK: tl.constexpr, HAS_QUERY_MASK: tl.constexpr, HAS_WORKSPACE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Softmax probabilities of BLOCK_N columns summed over one key head's packed rows; grid (column blocks, Hkv, B).
@@ -155,7 +155,7 @@ def _column_sums_kernel(
         o_r = start + tl.arange(0, BLOCK_M)
         m_r = o_r < packed_rows
         b_q = _load_rows(query, o_r, rows, head * GROUP, m_r, stride_qh, stride_qt, stride_qd, HEAD_DIM, BLOCK_D)
-        b_lse = _load_lse(lse, o_r, rows, head * GROUP, m_r, stride_lh, stride_lt, stride_ls, SPLITS)  # [BM]
+        b_lse = _load_lse(lse, o_r, rows, head * GROUP, m_r, stride_lh, stride_lt, stride_ls, splits)  # [BM]
         m_r = m_r & (b_lse != float("-inf"))  # a row that sees nothing contributes nothing
         if HAS_QUERY_MASK:
             in_mask = tl.load(query_mask + batch * stride_rb + (o_r % rows).to(tl.int64) * stride_rt, mask=m_r, other=0)
@@ -213,17 +213,19 @@ def partial_row_lse(query: Tensor, key: Tensor, *, query_start: int, scale: floa
     batch, query_heads, rows, dim = query.shape
     kv_heads, num_keys = key.shape[1], key.shape[2]
     group = query_heads // kv_heads
+    query_start = min(query_start, num_keys)  # beyond, it says no more, and might not fit 32 bits
     tile = tile_for(query, rows * group)
-    blocks = triton.cdiv(rows * group, tile.rows) * kv_heads * batch
+    # Without the batch, so that a prompt's bits do not depend on the company it is in.
+    blocks = ceil_div(rows * group, tile.rows) * kv_heads
     splits = num_splits(blocks, min(num_keys, query_start + rows), tile.columns)
-    split_length = triton.cdiv(triton.cdiv(min(num_keys, query_start + rows), splits), tile.columns) * tile.columns
+    split_length = ceil_div(ceil_div(min(num_keys, query_start + rows), splits), tile.columns) * tile.columns
     partial = torch.empty(batch, query_heads, rows, splits, dtype=torch.float32, device=query.device)
     mask = key if key_mask is None else key_mask.view(torch.uint8)
-    _row_lse_kernel[(triton.cdiv(rows * group, tile.rows), splits, batch * kv_heads)](
+    _row_lse_kernel[(ceil_div(rows * group, tile.rows), splits, batch * kv_heads)](
         query, key, mask, partial,
         rows, rows * group, kv_heads, num_keys, split_length, query_start, scale * _LOG2_E.value,
         *query.stride(), *key.stride(), *((0, 0) if key_mask is None else mask.stride()),
-        GROUP=group, HEAD_DIM=dim, BLOCK_D=triton.next_power_of_2(dim), BLOCK_M=tile.rows, BLOCK_N=tile.columns,
+        GROUP=group, HEAD_DIM=dim, BLOCK_D=max(16, power_of_two(dim)), BLOCK_M=tile.rows, BLOCK_N=tile.columns,
         HAS_KEY_MASK=key_mask is not None, PRECISION=_precision(query.dtype), num_warps=tile.warps, num_stages=tile.stages,
     )  # fmt: skip
     return partial
@@ -251,6 +253,7 @@ def partial_column_sums(
     batch, query_heads, rows, dim = query.shape
     kv_heads, (first, last) = key.shape[1], key_range
     group = query_heads // kv_heads
+    query_start = min(query_start, key.shape[2])
     splits = (
         partial_row_lse(query, key, query_start=query_start, scale=scale, key_mask=key_mask)
         if lse is None
@@ -259,14 +262,14 @@ def partial_column_sums(
     tile = tile_for(query, rows * group)
     partial = torch.empty(batch, kv_heads, last - first, dtype=torch.float32, device=query.device)
     masks = [key if mask is None else mask.view(torch.uint8) for mask in (key_mask, query_mask)]
-    _column_sums_kernel[(triton.cdiv(last - first, tile.columns), kv_heads, batch)](
+    _column_sums_kernel[(ceil_div(last - first, tile.columns), kv_heads, batch)](
         query, key, splits, *masks, partial, partial if workspace is None else workspace,
         rows, rows * group, kv_heads, first, last - first, query_start, scale * _LOG2_E.value,
         0 if workspace is None else workspace.numel(),
-        *query.stride(), *key.stride(), *splits.stride(),
+        *query.stride(), *key.stride(), *splits.stride(), splits.shape[3],
         *((0, 0) if key_mask is None else key_mask.stride()), *((0, 0) if query_mask is None else query_mask.stride()),
-        GROUP=group, HEAD_DIM=dim, BLOCK_D=triton.next_power_of_2(dim), BLOCK_M=tile.rows, BLOCK_N=tile.columns,
-        SPLITS=splits.shape[3], HAS_KEY_MASK=key_mask is not None, HAS_QUERY_MASK=query_mask is not None,
+        GROUP=group, HEAD_DIM=dim, BLOCK_D=max(16, power_of_two(dim)), BLOCK_M=tile.rows, BLOCK_N=tile.columns,
+        HAS_KEY_MASK=key_mask is not None, HAS_QUERY_MASK=query_mask is not None,
         HAS_WORKSPACE=workspace is not None, PRECISION=_precision(query.dtype), num_warps=tile.warps, num_stages=tile.stages,
     )  # fmt: skip
     return partial
@@ -274,7 +277,8 @@ def partial_column_sums(
 
 def row_lse(query: Tensor, key: Tensor, *, query_start: int, scale: float, key_mask: Tensor | None) -> Tensor:
     """As `functional.row_lse`."""
-    return partial_row_lse(query, key, query_start=query_start, scale=scale, key_mask=key_mask).logsumexp(-1)
+    partial = partial_row_lse(query, key, query_start=query_start, scale=scale, key_mask=key_mask)
+    return partial[..., 0] if partial.shape[3] == 1 else partial.logsumexp(-1)
 
 
 def column_sums(query: Tensor, key: Tensor, *, query_mask: Tensor | None, **options: Any) -> Tensor:
@@ -283,7 +287,7 @@ def column_sums(query: Tensor, key: Tensor, *, query_mask: Tensor | None, **opti
     batch, kv_heads, columns = partial.shape
     scores = torch.empty(batch, columns, dtype=torch.float32, device=query.device)
     mask = partial if query_mask is None else query_mask.view(torch.uint8)
-    _mean_kernel[(triton.cdiv(columns, 256), batch)](
+    _mean_kernel[(ceil_div(columns, 256), batch)](
         partial, mask, scores,
         columns, kv_heads, query.shape[2], query.shape[1] // kv_heads, *((0, 0) if query_mask is None else mask.stride()),
         HAS_QUERY_MASK=query_mask is not None, BLOCK_N=256,

@@ -11,6 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from adatp_kernels.ops import reference
+from adatp_kernels.ops.triton.tiles import ceil_div, power_of_two
 
 # What one program moves, in elements of the widest kind: 16 kB of 8-byte words.
 _PROGRAM_ELEMENTS = 2048
@@ -94,11 +95,11 @@ def gather(indices: Tensor, tensors: Sequence[Tensor], dims: Sequence[tuple[int,
     moves: list[_Move] = []
     for tensor, (batch, token) in zip(tensors, dims, strict=True):
         shape = list(tensor.shape)
-        if len(indices) > 1:
+        if len(indices) != 1:
             shape[batch] = len(indices)
         shape[token] = indices.shape[1]
         result = torch.empty(shape, dtype=tensor.dtype, device=tensor.device)
-        move = _fold(tensor, result, batch if len(indices) > 1 else None, token) if result.numel() else None
+        move = _fold(tensor, result, batch if len(indices) != 1 else None, token) if result.numel() else None
         if move is not None:
             moves.append(move)
         elif result.numel():
@@ -113,12 +114,12 @@ def _launch(indices: Tensor, moves: Sequence[_Move]) -> None:
     batch, num_kept = indices.shape
     blocks, first_programs = [], [0]
     for move in moves:
-        elements = min(triton.next_power_of_2(move.inner), 512)
+        elements = min(power_of_two(move.inner), 512)
         tokens = _PROGRAM_ELEMENTS // elements
         blocks.append((tokens, elements, move.scale))
-        tiles = batch * move.outer * triton.cdiv(num_kept, tokens) * triton.cdiv(move.inner, elements)
+        tiles = batch * move.outer * ceil_div(num_kept, tokens) * ceil_div(move.inner, elements)
         # A multiple of 16, see `_Move.scale`; the last programs may have nothing to do.
-        first_programs.append(first_programs[-1] + triton.cdiv(tiles, 16) * 16)
+        first_programs.append(first_programs[-1] + ceil_div(tiles, 16) * 16)
     _gather_kernel[(first_programs[-1],)](
         indices,
         tuple(move.source for move in moves),
@@ -137,7 +138,7 @@ def _launch(indices: Tensor, moves: Sequence[_Move]) -> None:
 
 def _fold(source: Tensor, target: Tensor, batch: int | None, token: int) -> _Move | None:
     """`source` and `target` as [batch, outer, token, inner] words; None if they don't fold so."""
-    source, target = _as_words(source, target, token)
+    source, target = _as_words(source, target, (batch, token))
     before = [dim for dim in range(token) if dim != batch]
     after = [dim for dim in range(token + 1, source.dim()) if dim != batch]
     # A batch dimension may stand anywhere; dimensions fold within what it and the token leave side by side.
@@ -163,8 +164,9 @@ def _merge(dims: Sequence[int], source: Tensor, target: Tensor) -> tuple[int, in
     return size, source_stride, target_stride
 
 
-def _as_words(source: Tensor, target: Tensor, token: int) -> tuple[Tensor, Tensor]:
+def _as_words(source: Tensor, target: Tensor, indexed: tuple[int | None, int]) -> tuple[Tensor, Tensor]:
     """Both as integers as wide as layout and alignment allow: what moves is bits, in 16-byte accesses where possible."""
+    source = source.resolve_conj().resolve_neg()
     size = source.element_size()
     for width in (8, 4, 2, 1):
         if width < size:
@@ -172,7 +174,7 @@ def _as_words(source: Tensor, target: Tensor, token: int) -> tuple[Tensor, Tenso
         # Several elements make a word only along an innermost dimension that is whole in both.
         factor = width // size
         fits = factor == 1 or (
-            token != source.dim() - 1
+            source.dim() - 1 not in indexed
             and source.stride(-1) == 1
             and source.shape[-1] % factor == 0
             and source.storage_offset() % factor == 0

@@ -14,17 +14,22 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from adatp_kernels.ops import reference
 from adatp_kernels.ops.triton.column_sums import mean_of_partials
+from adatp_kernels.ops.triton.tiles import power_of_two
 
 # Positions per segment up to which their best columns are sorted at once instead of by digits.
 _SORTED_POSITIONS = 1024
 _BLOCK = 1024
+# Words of the table of best columns, 512 MB; positions that reach further are left to the reference.
+_LARGEST_TABLE = 1 << 26
 
 
 @triton.jit
 def _order(score):
     """Scores as 32-bit unsigned integers of the same order: NaN is 0, −0 is +0."""
-    bits = (score + 0.0).to(tl.int32, bitcast=True)  # −0 + 0 is +0
+    # Not `score + 0.0`, which a compiler may fuse with the product before it, and then −0 stays −0.
+    bits = tl.where(score == 0.0, 0.0, score).to(tl.int32, bitcast=True)
     ordered = (bits ^ ((bits >> 31) & 0x7FFFFFFF)).to(tl.uint32, bitcast=True) ^ 0x80000000
     return tl.where(score != score, 0, ordered)
 
@@ -61,21 +66,20 @@ def _debiased_score(score, column, position, mine, best, num_positions, soft_wei
         "num_columns", "num_segments", "num_kept", "num_positions", "first", "after", "length", "rows",
         "stride_sb", "stride_gb", "stride_pb", "stride_ub", "stride_wb", "stride_rb",
     ],
-    do_not_specialize_on_alignment=["given", "scores", "segments", "positions", "budgets", "prior"],
+    do_not_specialize_on_alignment=["given", "segments", "positions", "budgets", "prior", "best", "arrived"],
 )  # fmt: skip
 def _select_kernel(
     given, scores, partial, query_mask, segments, positions, budgets, prior, best, arrived, flags, kept,
     num_columns, num_segments, num_positions, num_kept, soft_weight,
     first, after, length,
     kv_heads, rows, group, stride_rb, stride_rt,
-    stride_sb, stride_gb, stride_gn, stride_pb, stride_pn, stride_ub, stride_us, stride_wb, stride_wn,
+    stride_sb, stride_sn, stride_gb, stride_gn, stride_pb, stride_pn, stride_ub, stride_us, stride_wb, stride_wn,
     DEDUP: tl.constexpr, HAS_PRIOR: tl.constexpr, HAS_PARTIAL: tl.constexpr, HAS_QUERY_MASK: tl.constexpr,
     SORTED: tl.constexpr, BLOCK: tl.constexpr, BLOCK_P: tl.constexpr,
 ):  # fmt: skip
     """Grid (segments, B). ``best`` [B, S, P] uint64 and ``arrived`` [B] int64 come zeroed.
 
-    ``given`` holds the scores unless ``partial`` does; ``scores`` is where they stand after step 1, the same
-    memory as ``given`` if that changes nothing.
+    ``given`` holds the scores unless ``partial`` does; ``scores`` [B, N] is where they stand after step 1.
 
     1. The segment's columns: reduce the partial scores, apply the prior, and enter each column's key into
        ``best`` of its position by an integer maximum, which is the same in any order.
@@ -85,13 +89,13 @@ def _select_kernel(
     4. The last program to arrive compacts the row by a running sum.
     """
     segment, batch = tl.program_id(0), tl.program_id(1).to(tl.int64)
-    scores += batch * stride_sb
     segments += batch * stride_gb
     positions += batch * stride_pb
     flags += batch * num_columns
     best += (batch * num_segments + segment) * num_positions
-    k = tl.load(budgets + batch * stride_ub + segment.to(tl.int64) * stride_us).to(tl.int32)
-    k = tl.maximum(k, 0)
+    scores += batch * num_columns
+    k = tl.load(budgets + batch * stride_ub + segment.to(tl.int64) * stride_us)
+    k = tl.minimum(tl.maximum(k, 0), num_columns).to(tl.int32)
 
     for start in range(0, num_columns, BLOCK):
         o_c = start + tl.arange(0, BLOCK)
@@ -102,11 +106,12 @@ def _select_kernel(
                 partial, query_mask, batch, o_c, mine, num_columns, kv_heads, rows, group, stride_rb, stride_rt, HAS_QUERY_MASK, 64
             )  # fmt: skip
         else:
-            b_score = tl.load(given + batch * stride_sb + o_c, mask=mine, other=0.0)
+            b_score = tl.load(given + batch * stride_sb + o_c.to(tl.int64) * stride_sn, mask=mine, other=0.0)
         if HAS_PRIOR:
-            b_score = b_score * tl.load(prior + batch * stride_wb + o_c.to(tl.int64) * stride_wn, mask=mine, other=1.0)
-        if HAS_PARTIAL or HAS_PRIOR:
-            tl.store(scores + o_c, b_score, mask=mine)
+            b_score = b_score * tl.load(
+                prior + batch * stride_wb + o_c.to(tl.int64) * stride_wn, mask=mine, other=1.0
+            ).to(tl.float32)
+        tl.store(scores + o_c, b_score, mask=mine)
         if DEDUP != "off":
             position = tl.load(positions + o_c.to(tl.int64) * stride_pn, mask=mine, other=0)
             in_table = mine & (position >= 0) & (position < num_positions)
@@ -175,6 +180,10 @@ def _select_kernel(
             place = written + tl.cumsum(stays, 0) - 1
             tl.store(kept + place, (first + o_c).to(tl.int64), mask=(stays == 1) & (place < first + num_kept))
             written += tl.sum(stays, 0)
+        # Only if a caller was wrong about what can be selected: no index may be left to chance.
+        for start in range(written, first + num_kept, BLOCK):
+            o_t = start + tl.arange(0, BLOCK)
+            tl.store(kept + o_t, tl.zeros((BLOCK,), tl.int64) + (after - 1), mask=o_t < first + num_kept)
         for start in range(after, length, BLOCK):
             o_t = start + tl.arange(0, BLOCK)
             tl.store(kept + (first + num_kept - after) + o_t, o_t.to(tl.int64), mask=o_t < length)
@@ -194,16 +203,26 @@ def select(
 ) -> Tensor:
     """As `functional.select`."""
     if num_positions is None:
-        num_positions = count_positions(positions, dedup)
+        num_positions = count_positions(positions, segments, dedup)
+    if too_sparse(budgets, dedup, num_positions):
+        return reference.select(
+            scores, segments, positions, budgets, dedup=dedup, soft_weight=soft_weight, prior=prior,
+            num_selected=num_selected, num_positions=num_positions,
+        )  # fmt: skip
     return select_tokens(
         scores, None, segments, positions, budgets, dedup=dedup, soft_weight=soft_weight, prior=prior,
         num_selected=num_selected, num_positions=num_positions, workspace=None, first=0, length=scores.shape[1],
     )  # fmt: skip
 
 
-def count_positions(positions: Tensor, dedup: str) -> int:
-    """More than any position, for callers that were not told; waits for the device where it matters."""
-    return 0 if dedup == "off" else max(0, int(positions.max())) + 1
+def count_positions(positions: Tensor, segments: Tensor, dedup: str) -> int:
+    """More than any visual column's position, for callers that were not told; waits for the device."""
+    return 0 if dedup == "off" else max(0, int(positions.masked_fill(segments < 0, -1).max())) + 1
+
+
+def too_sparse(budgets: Tensor, dedup: str, num_positions: int) -> bool:
+    """Whether the positions reach so far that a table of them would be out of proportion."""
+    return dedup != "off" and budgets.numel() * num_positions > _LARGEST_TABLE
 
 
 @dataclass(frozen=True)
@@ -262,23 +281,22 @@ def select_tokens(
     flags = torch.empty(batch, num_columns, dtype=torch.int8, device=segments.device)
     if partial is None:
         assert scores is not None
-        given = scores if scores.stride(1) == 1 else scores.contiguous()
-        work = given if prior is None else torch.empty_like(given)
-        sums, query_mask, rows, group = given, None, 1, 1
+        given, sums, query_mask, kv_heads, rows, group = scores, scores, None, 1, 1, 1
     else:
         sums, query_mask, rows, group = partial.sums, partial.query_mask, partial.rows, partial.group
-        given = work = torch.empty(batch, num_columns, dtype=torch.float32, device=segments.device)
+        given, kv_heads = sums[:, 0], sums.shape[1]
+    work = torch.empty(batch, num_columns, dtype=torch.float32, device=segments.device)
+    sorts = dedup == "strict" and num_positions <= _SORTED_POSITIONS
     mask = sums if query_mask is None else query_mask.view(torch.uint8)
     _select_kernel[(num_segments, batch)](
         given, work, sums, mask, segments, positions, budgets, given if prior is None else prior,
         workspace[:-batch].view(torch.uint64), workspace[-batch:], flags, kept,
         num_columns, num_segments, num_positions, num_selected, soft_weight,
         first, after, length,
-        sums.shape[1], rows, group, *((0, 0) if query_mask is None else mask.stride()),
-        given.stride(0), *segments.stride(), *positions.stride(), *budgets.stride(),
+        kv_heads, rows, group, *((0, 0) if query_mask is None else mask.stride()),
+        *given.stride(), *segments.stride(), *positions.stride(), *budgets.stride(),
         *((0, 0) if prior is None else prior.stride()),
         DEDUP=dedup, HAS_PRIOR=prior is not None, HAS_PARTIAL=partial is not None, HAS_QUERY_MASK=query_mask is not None,
-        SORTED=dedup == "strict" and num_positions <= _SORTED_POSITIONS, BLOCK=_BLOCK,
-        BLOCK_P=max(16, triton.next_power_of_2(min(num_positions, _SORTED_POSITIONS))),
+        SORTED=sorts, BLOCK=_BLOCK, BLOCK_P=max(16, power_of_two(num_positions)) if sorts else 16,
     )  # fmt: skip
     return kept

@@ -6,9 +6,10 @@ from collections.abc import Callable, Sequence
 
 from torch import Tensor
 
+from adatp_kernels.ops import reference
 from adatp_kernels.ops.triton.column_sums import partial_column_sums
 from adatp_kernels.ops.triton.gather import gather
-from adatp_kernels.ops.triton.select import Partial, count_positions, select_tokens, workspace_for
+from adatp_kernels.ops.triton.select import Partial, count_positions, select_tokens, too_sparse, workspace_for
 
 
 def prune(
@@ -37,7 +38,14 @@ def prune(
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """As `functional.prune`. The score kernel zeroes the workspace that the select kernel needs."""
     if num_positions is None:
-        num_positions = count_positions(positions, dedup)
+        num_positions = count_positions(positions, segments, dedup)
+    if too_sparse(budgets, dedup, num_positions):
+        return reference.prune(
+            query, key, tensors, budgets, dims=dims, segments=segments, positions=positions, query_start=query_start,
+            key_range=key_range, sequence_start=sequence_start, scale=scale, lse=lse, key_mask=key_mask,
+            query_mask=query_mask, scores=scores, dedup=dedup, soft_weight=soft_weight, prior=prior,
+            num_selected=num_selected, num_positions=num_positions, on_phase=on_phase,
+        )  # fmt: skip
     workspace = partial = None
     if scores is None and budgets.shape[1]:
         workspace = workspace_for(budgets, dedup, num_positions, zeroed=False)

@@ -11,7 +11,6 @@ import functools
 from dataclasses import dataclass
 
 import torch
-import triton
 
 # Programs that fill the largest chip of the day once: 132 multiprocessors (H200) and some to spare.
 _FULL_CHIP = 256
@@ -55,13 +54,23 @@ def tile_for(query: torch.Tensor, packed_rows: int) -> Tile:
 
     At least 16 rows, though: a matrix product needs them.
     """
-    kind = (query.dtype.itemsize, max(64, triton.next_power_of_2(query.shape[-1])))
+    kind = (query.dtype.itemsize, max(64, power_of_two(query.shape[-1])))
     tile = TILES.get((architecture(query.device), *kind)) or TILES[("any", *kind)]
-    rows = min(tile.rows, max(16, triton.next_power_of_2(packed_rows)))
+    rows = min(tile.rows, max(16, power_of_two(packed_rows)))
     return Tile(tile.columns, rows, tile.warps, tile.stages)
+
+
+def ceil_div(value: int, divisor: int) -> int:
+    """`value` / `divisor` rounded up; triton.cdiv costs microseconds a call, and a stage makes dozens."""
+    return -(-value // divisor)
+
+
+def power_of_two(value: int) -> int:
+    """The smallest power of two that is at least `value`."""
+    return 1 << max(0, value - 1).bit_length()
 
 
 def num_splits(programs: int, num_keys: int, block: int) -> int:
     """Into how many parts, at most 8, to split the keys so that `programs` times as many fill the chip."""
-    wanted = triton.next_power_of_2(max(1, triton.cdiv(_FULL_CHIP, programs)))
-    return min(8, wanted, triton.next_power_of_2(max(1, num_keys // (4 * block))))
+    wanted = power_of_two(max(1, ceil_div(_FULL_CHIP, programs)))
+    return min(8, wanted, power_of_two(max(1, num_keys // (4 * block))))
