@@ -99,7 +99,7 @@ def compiling_for(gpu: Gpu) -> Iterator[CompileOnlyDriver]:
 def cases() -> Iterator[tuple[str, Callable[[], object]]]:
     """Every launcher, over the head dims and dtypes that it has a tile for."""
     for dtype in (torch.bfloat16, torch.float16, torch.float32):
-        for dim in (64, 80, 96, 128, 256):
+        for dim in (8, 64, 80, 96, 128, 256):
             yield f"score {str(dtype)[6:]} D={dim}", lambda dtype=dtype, dim=dim: score(dtype, dim)
     yield "score bfloat16 D=128, one row", lambda: score(torch.bfloat16, 128, rows=1)
     yield "score bfloat16 D=128, masks", lambda: score(torch.bfloat16, 128, masks=True)

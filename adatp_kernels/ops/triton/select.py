@@ -297,6 +297,6 @@ def select_tokens(
         *given.stride(), *segments.stride(), *positions.stride(), *budgets.stride(),
         *((0, 0) if prior is None else prior.stride()),
         DEDUP=dedup, HAS_PRIOR=prior is not None, HAS_PARTIAL=partial is not None, HAS_QUERY_MASK=query_mask is not None,
-        SORTED=sorts, BLOCK=_BLOCK, BLOCK_P=max(16, power_of_two(num_positions)) if sorts else 16,
+        SORTED=sorts, BLOCK=_BLOCK, BLOCK_P=max(16, power_of_two(num_positions)) if sorts else 16, num_warps=8,
     )  # fmt: skip
     return kept
