@@ -28,6 +28,7 @@ import triton.backends.nvidia
 from triton.backends.compiler import GPUTarget
 from triton.runtime.driver import driver
 
+from adatp_kernels.ops.arguments import Scoring, Selection
 from adatp_kernels.ops.triton import column_sums, gather, select, stage, tiles
 
 TOOLS = Path(triton.backends.nvidia.__file__).parent / "bin"
@@ -155,12 +156,10 @@ def whole_stage(*, lse: bool, columns: int = 1386, kept: int = 300) -> None:
     query, lses = query[:, :, -64:], torch.empty(1, 28, length)[:, :, -64:]
     tensors, dims = travelling(length)
     ids = torch.zeros(1, length, dtype=torch.int64)[:, 14 : 14 + columns]
-    stage.prune(
-        query, key, tensors, torch.ones(1, 32, dtype=torch.int64), dims=dims, segments=ids, positions=ids,
-        query_start=length - 64, key_range=(14, 14 + columns), sequence_start=0, scale=0.1,
-        lse=lses if lse else None, key_mask=None, query_mask=None, scores=None, dedup="strict",
-        soft_weight=0.0, prior=None, num_selected=kept, num_positions=196, on_phase=lambda phase: None,
-    )  # fmt: skip
+    scoring = Scoring(query, key, length - 64, (14, 14 + columns), 0.1, lses if lse else None, None, None)
+    budgets = torch.ones(1, 32, dtype=torch.int64)
+    selection = Selection(ids, ids, budgets, "strict", 0.0, None, kept, 196)
+    stage.prune(scoring, selection, None, tensors, dims, 0, lambda phase: None)
 
 
 def variants_of_a_prompt() -> dict[str, int]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from numbers import Integral
 from typing import Any
 
@@ -12,6 +11,8 @@ from torch import Tensor
 
 from adatp_kernels.config import DEDUPLICATION
 from adatp_kernels.errors import choice, integer, number
+from adatp_kernels.ops import reference
+from adatp_kernels.ops.arguments import Selection
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
@@ -85,18 +86,6 @@ def score_tensor(scores: Tensor) -> None:
         raise ValueError(f"scores: expected a non-empty shape [B, N], got {list(scores.shape)}")
 
 
-@dataclass(frozen=True)
-class Selection:
-    """What `select` is to do, checked: everything but the scores."""
-
-    segments: Tensor  # [B, N] int64
-    positions: Tensor  # [B, N] int64
-    budgets: Tensor  # [B, S] int64
-    dedup: str
-    soft_weight: float
-    prior: Tensor | None  # [B, N]
-
-
 def selection(
     columns: tuple[int, int],
     device: torch.device,
@@ -106,8 +95,13 @@ def selection(
     dedup: str,
     soft_weight: float,
     prior: Tensor | None,
+    num_selected: int | None,
+    num_positions: int | None,
 ) -> Selection:
-    """Check and normalise what `select` takes beside its scores, for (B, N) `columns` on a device."""
+    """Check and normalise what `select` takes beside its scores, for (B, N) `columns` on a device.
+
+    Without `num_selected` the budgets are checked, too, and K is counted, which waits for the device.
+    """
     segments = _per_column("segments", segments, columns, device, INTEGERS).to(torch.int64)
     positions = _per_column("positions", positions, columns, device, INTEGERS).to(torch.int64)
     table = budget_table(budgets, columns[0], device)
@@ -115,7 +109,40 @@ def selection(
     weight = number("soft_weight", soft_weight, low=0.0, high=1.0)
     if prior is not None:
         prior = _per_column("prior", prior, columns, device, FLOATS)
-    return Selection(segments, positions, table, dedup, weight, prior)
+    if num_positions is not None:
+        integer("num_positions", num_positions, low=1)
+    if num_selected is None:
+        num_selected = _count(segments, positions, table, dedup)
+    elif integer("num_selected", num_selected, low=0) > columns[1]:
+        raise ValueError(f"num_selected: expected at most the {columns[1]} columns, got {num_selected}")
+    return Selection(segments, positions, table, dedup, weight, prior, num_selected, num_positions)
+
+
+def _count(segments: Tensor, positions: Tensor, budgets: Tensor, dedup: str) -> int:
+    """K, after checking that every segment can fill its budget. Waits for the device."""
+    num_segments = budgets.shape[1]
+    low, high = (int(segments.min()), int(segments.max())) if segments.numel() else (-1, -1)
+    if low < -1 or high >= num_segments:
+        raise ValueError(
+            f"segments: expected ids from -1 to {num_segments - 1}, the budgets given, got {low if low < -1 else high}"
+        )
+    if bool(((positions < 0) & (segments >= 0)).any()):
+        raise ValueError("positions: expected at least 0 wherever a column has a segment")
+    if budgets.numel() and int(budgets.min()) < 0:
+        raise ValueError(f"budgets: expected at least 0, got {int(budgets.min())}")
+    counts = reference.count_selectable(segments, positions, num_segments, strict=dedup == "strict")
+    short = (budgets > counts[:, :-1]).nonzero()
+    if len(short):
+        row, segment = short[0].tolist()
+        candidates = "distinct positions" if dedup == "strict" else "columns"
+        raise ValueError(
+            f"budgets: segment {segment} of batch row {row} has {int(counts[row, segment])} {candidates}, fewer than its budget "
+            f"{int(budgets[row, segment])}"
+        )
+    totals = (budgets.sum(1) + counts[:, -1]).tolist()
+    if len(set(totals)) > 1:
+        raise ValueError(f"budgets: every batch row must keep equally many columns, got {totals}")
+    return totals[0] if totals else 0
 
 
 def _per_column(

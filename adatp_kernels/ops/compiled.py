@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from adatp_kernels.ops.arguments import Scoring, Selection
 from adatp_kernels.ops.dispatch import implementation
 
 
@@ -35,14 +37,12 @@ def prune_operator(
     backend: str,
 ) -> list[Tensor]:
     """The surviving tokens, and then `tensors` at them. ``dims`` holds (batch, token) of each tensor, one after the other."""
+    scoring = Scoring(query, key, query_start, (key_range[0], key_range[1]), scale, lse, key_mask, query_mask)
+    selection = Selection(segments, positions, budgets, dedup, soft_weight, prior, num_selected, num_positions)
+    pairs = list(zip(dims[::2], dims[1::2], strict=True))
     deciding = (query, key) if scores is None else (query, key, scores)
-    indices, moved = implementation("prune", backend, *deciding, moved=tensors)(
-        query, key, tuple(tensors), budgets, dims=list(zip(dims[::2], dims[1::2], strict=True)), segments=segments,
-        positions=positions, query_start=query_start, key_range=(key_range[0], key_range[1]),
-        sequence_start=sequence_start, scale=scale, lse=lse, key_mask=key_mask, query_mask=query_mask, scores=scores,
-        dedup=dedup, soft_weight=soft_weight, prior=prior, num_selected=num_selected, num_positions=num_positions,
-        on_phase=lambda phase: None,
-    )  # fmt: skip
+    run = implementation("prune", backend, *deciding, moved=tensors)
+    indices, moved = run(scoring, selection, scores, tuple(tensors), pairs, sequence_start, lambda phase: None)
     return [indices, *moved]
 
 
@@ -62,3 +62,20 @@ def _shapes(
         shape[token_dim] = survivors
         results.append(tensor.new_empty(shape))
     return results
+
+
+def compiled_prune(
+    scoring: Scoring,
+    selection: Selection,
+    scores: Tensor | None,
+    tensors: Sequence[Tensor],
+    dims: Sequence[tuple[int, int]],
+    sequence_start: int,
+    backend: str,
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """`prune` through the operator, whose schema has room for tensors and numbers only."""
+    indices, *moved = prune_operator(
+        **vars(scoring) | {"key_range": list(scoring.key_range)}, **vars(selection), scores=scores, tensors=list(tensors),
+        dims=[dim for pair in dims for dim in pair], sequence_start=sequence_start, backend=backend,
+    )  # fmt: skip
+    return indices, tuple(moved)

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 
 from adatp_kernels.errors import integer
-from adatp_kernels.ops import checks, reference
-from adatp_kernels.ops.compiled import prune_operator
+from adatp_kernels.ops import checks
+from adatp_kernels.ops.arguments import Scoring
+from adatp_kernels.ops.compiled import compiled_prune
 from adatp_kernels.ops.dispatch import implementation
 from adatp_kernels.plan import Stage
 
@@ -169,13 +170,10 @@ def select(
     """
     checks.score_tensor(scores)
     columns = (scores.shape[0], scores.shape[1])
-    chosen = checks.selection(columns, scores.device, segments, positions, budgets, dedup, soft_weight, prior)
-    num_selected = _num_selected(num_selected, chosen)
-    _check_num_positions(num_positions)
-    return implementation("select", backend, scores)(
-        scores, chosen.segments, chosen.positions, chosen.budgets, dedup=dedup, soft_weight=chosen.soft_weight,
-        prior=chosen.prior, num_selected=num_selected, num_positions=num_positions,
-    )  # fmt: skip
+    chosen = checks.selection(
+        columns, scores.device, segments, positions, budgets, dedup, soft_weight, prior, num_selected, num_positions
+    )
+    return implementation("select", backend, scores)(scores, **vars(chosen))
 
 
 def gather(
@@ -297,64 +295,13 @@ def prune(
         checks.tensor("scores", scores, (torch.float32, torch.float64), key.device)
         checks.shape("scores", scores, columns, "[B, v1-v0]")
     limits = stage.budgets if budgets is None else budgets
-    chosen = checks.selection(columns, key.device, segments, positions, limits, dedup, soft_weight, prior)
+    chosen = checks.selection(
+        columns, key.device, segments, positions, limits, dedup, soft_weight, prior, num_selected, num_positions
+    )
     pairs = checks.token_tensors(tensors, dims, columns[0], key.device, key.shape[2] - sequence_start)
-    num_selected = _num_selected(num_selected, chosen)
-    _check_num_positions(num_positions)
+    scoring = Scoring(query, key, query_start, key_range, scale, lse, key_mask, query_mask)
     if torch.compiler.is_compiling():
-        flat = [dim for pair in pairs for dim in pair]
-        survivors, *moved = prune_operator(
-            query, key, list(tensors), chosen.budgets, flat, chosen.segments, chosen.positions, query_start,
-            list(key_range), sequence_start, scale, lse, key_mask, query_mask, scores, dedup, chosen.soft_weight,
-            chosen.prior, num_selected, num_positions, backend,
-        )  # fmt: skip
-        return survivors, tuple(moved)
+        return compiled_prune(scoring, chosen, scores, tensors, pairs, sequence_start, backend)
     deciding = (query, key) if scores is None else (query, key, scores)
-    return implementation("prune", backend, *deciding, moved=tensors)(
-        query, key, tuple(tensors), chosen.budgets, dims=pairs, segments=chosen.segments, positions=chosen.positions,
-        query_start=query_start, key_range=key_range, sequence_start=sequence_start, scale=scale, lse=lse,
-        key_mask=key_mask, query_mask=query_mask, scores=scores, dedup=dedup, soft_weight=chosen.soft_weight,
-        prior=chosen.prior, num_selected=num_selected, num_positions=num_positions,
-        on_phase=on_phase or (lambda phase: None),
-    )  # fmt: skip
-
-
-def _check_num_positions(num_positions: int | None) -> None:
-    if num_positions is not None:
-        integer("num_positions", num_positions, low=1)
-
-
-def _num_selected(num_selected: int | None, chosen: checks.Selection) -> int:
-    """K as the caller knows it, or counted."""
-    if num_selected is None:
-        return _count(chosen.segments, chosen.positions, chosen.budgets, chosen.dedup)
-    if integer("num_selected", num_selected, low=0) > chosen.segments.shape[1]:
-        raise ValueError(f"num_selected: expected at most the {chosen.segments.shape[1]} columns, got {num_selected}")
-    return num_selected
-
-
-def _count(segments: Tensor, positions: Tensor, budgets: Tensor, dedup: str) -> int:
-    """K, after checking that every segment can fill its budget. Waits for the device."""
-    num_segments = budgets.shape[1]
-    low, high = (int(segments.min()), int(segments.max())) if segments.numel() else (-1, -1)
-    if low < -1 or high >= num_segments:
-        raise ValueError(
-            f"segments: expected ids from -1 to {num_segments - 1}, the budgets given, got {low if low < -1 else high}"
-        )
-    if bool(((positions < 0) & (segments >= 0)).any()):
-        raise ValueError("positions: expected at least 0 wherever a column has a segment")
-    if budgets.numel() and int(budgets.min()) < 0:
-        raise ValueError(f"budgets: expected at least 0, got {int(budgets.min())}")
-    counts = reference.count_selectable(segments, positions, num_segments, strict=dedup == "strict")
-    short = (budgets > counts[:, :-1]).nonzero()
-    if len(short):
-        row, segment = short[0].tolist()
-        candidates = "distinct positions" if dedup == "strict" else "columns"
-        raise ValueError(
-            f"budgets: segment {segment} of batch row {row} has {int(counts[row, segment])} {candidates}, fewer than its budget "
-            f"{int(budgets[row, segment])}"
-        )
-    totals = (budgets.sum(1) + counts[:, -1]).tolist()
-    if len(set(totals)) > 1:
-        raise ValueError(f"budgets: every batch row must keep equally many columns, got {totals}")
-    return totals[0] if totals else 0
+    run = implementation("prune", backend, *deciding, moved=tensors)
+    return run(scoring, chosen, scores, tuple(tensors), pairs, sequence_start, on_phase or (lambda phase: None))

@@ -11,6 +11,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from adatp_kernels.ops.arguments import Scoring, Selection
+
 NEG_INF = float("-inf")
 
 
@@ -178,43 +180,22 @@ def _gather(indices: Tensor, tensor: Tensor, batch: int, token: int) -> Tensor:
 
 
 def prune(
-    query: Tensor,
-    key: Tensor,
-    tensors: Sequence[Tensor],
-    budgets: Tensor,
-    *,
-    dims: Sequence[tuple[int, int]],
-    segments: Tensor,
-    positions: Tensor,
-    query_start: int,
-    key_range: tuple[int, int],
-    sequence_start: int,
-    scale: float,
-    lse: Tensor | None,
-    key_mask: Tensor | None,
-    query_mask: Tensor | None,
+    scoring: Scoring,
+    selection: Selection,
     scores: Tensor | None,
-    dedup: str,
-    soft_weight: float,
-    prior: Tensor | None,
-    num_selected: int,
-    num_positions: int | None,
+    tensors: Sequence[Tensor],
+    dims: Sequence[tuple[int, int]],
+    sequence_start: int,
     on_phase: Callable[[str], None],
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """Score, select, gather; text outside the columns survives. See `functional.prune`."""
     if scores is None:
-        scores = column_sums(
-            query, key, query_start=query_start, key_range=key_range, scale=scale, lse=lse, key_mask=key_mask,
-            query_mask=query_mask,
-        )  # fmt: skip
+        scores = column_sums(**vars(scoring))
     on_phase("score")
-    columns = select(
-        scores, segments, positions, budgets, dedup=dedup, soft_weight=soft_weight, prior=prior,
-        num_selected=num_selected, num_positions=num_positions,
-    )  # fmt: skip
-    first, last = (column - sequence_start for column in key_range)
-    before = torch.arange(first, device=key.device).expand(len(columns), -1)
-    after = torch.arange(last, key.shape[2] - sequence_start, device=key.device).expand(len(columns), -1)
+    columns = select(scores, **vars(selection))
+    first, last = (column - sequence_start for column in scoring.key_range)
+    before = torch.arange(first, device=scoring.device).expand(len(columns), -1)
+    after = torch.arange(last, scoring.key.shape[2] - sequence_start, device=scoring.device).expand(len(columns), -1)
     indices = torch.cat([before, columns + first, after], dim=1)
     on_phase("select")
     moved = gather(indices, tensors, dims)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from triton.runtime.interpreter import InterpretedFunction
 
+from adatp_kernels.ops.arguments import Scoring
 from adatp_kernels.ops.triton import column_sums as _scores
 from adatp_kernels.ops.triton import gather as _gather
 from adatp_kernels.ops.triton import select as _select
@@ -55,7 +56,7 @@ def _on_its_device(operation: Callable[..., Any]) -> Callable[..., Any]:
     """Launch where the tensors are; Triton would launch on the current device."""
 
     @functools.wraps(operation)
-    def run(first: Tensor, *arguments: Any, **options: Any) -> Any:
+    def run(first: Tensor | Scoring, *arguments: Any, **options: Any) -> Any:
         if first.device.type != "cuda" or first.device.index == torch.cuda.current_device():
             return operation(first, *arguments, **options)
         with torch.cuda.device(first.device):

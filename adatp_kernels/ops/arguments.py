@@ -1,0 +1,41 @@
+"""The checked arguments of the operations, as backends receive them: what scores, and what is selected."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, eq=False)
+class Scoring:
+    """What `column_sums` works on; see `functional.column_sums` for the meanings."""
+
+    query: Tensor  # [B, Hq, T, D]
+    key: Tensor  # [B, Hkv, N, D]
+    query_start: int
+    key_range: tuple[int, int]
+    scale: float
+    lse: Tensor | None  # [B, Hq, T]
+    key_mask: Tensor | None  # [B, N]
+    query_mask: Tensor | None  # [B, T]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the keys are."""
+        return self.key.device
+
+
+@dataclass(frozen=True, eq=False)
+class Selection:
+    """What `select` is to do with the scores; see `functional.select` for the meanings."""
+
+    segments: Tensor  # [B, N] int64
+    positions: Tensor  # [B, N] int64
+    budgets: Tensor  # [B, S] int64
+    dedup: str
+    soft_weight: float
+    prior: Tensor | None  # [B, N]
+    num_selected: int
+    num_positions: int | None
