@@ -150,23 +150,28 @@ def move() -> None:
     gather.gather(torch.zeros(8, 400, dtype=torch.int64), [torch.empty(8, 1500, 3584, dtype=torch.bfloat16)], [(0, 1)])
 
 
-def whole_stage(*, lse: bool, columns: int = 1386, kept: int = 300) -> None:
+def whole_stage(*, lse: bool, columns: int = 1386, kept: int = 300, batch: int = 1) -> None:
     length = 14 + columns + 98
-    query, key = attention(torch.bfloat16, 128, rows=length, keys=length)
-    query, lses = query[:, :, -64:], torch.empty(1, 28, length)[:, :, -64:]
+    query, key = (
+        tensor.expand(batch, -1, -1, -1) for tensor in attention(torch.bfloat16, 128, rows=length, keys=length)
+    )
+    query, lses = query[:, :, -64:], torch.empty(batch, 28, length)[:, :, -64:]
     tensors, dims = travelling(length)
-    ids = torch.zeros(1, length, dtype=torch.int64)[:, 14 : 14 + columns]
+    if batch > 1:  # as the pruner moves what it knows of the tokens
+        tensors, dims = [torch.empty(batch, length, 3584, dtype=torch.bfloat16), *tensors[1:3]], [(0, 1)] * 3
+        tensors, dims = tensors + [torch.empty(batch, length, dtype=torch.int64)] * 3, dims + [(0, 1)] * 3
+    ids = torch.zeros(batch, length, dtype=torch.int64)[:, 14 : 14 + columns]
     scoring = Scoring(query, key, length - 64, (14, 14 + columns), 0.1, lses if lse else None, None, None)
-    budgets = torch.ones(1, 32, dtype=torch.int64)
+    budgets = torch.ones(batch, 32, dtype=torch.int64)
     selection = Selection(ids, ids, budgets, "strict", 0.0, None, kept, 196)
     stage.prune(scoring, selection, None, tensors, dims, 0, lambda phase: None)
 
 
-def variants_of_a_prompt() -> dict[str, int]:
+def variants_of_a_prompt(*, lse: bool, batch: int) -> dict[str, int]:
     """How often each kernel is compiled over the stages of a prompt, whose numbers are odd, round, and 1."""
     numbers = (1000, 800, 777, 512, 333, 160, 48, 17, 16, 1)
     for columns, kept in itertools.pairwise(numbers):
-        whole_stage(lse=True, columns=columns, kept=kept)
+        whole_stage(lse=lse, columns=columns, kept=kept, batch=batch)
     return {jit.__name__: sum(len(cache[0]) for cache in jit.device_caches.values()) for jit in KERNELS}
 
 
@@ -242,10 +247,13 @@ def check(name: str, gpu: Gpu) -> int:
             f"{name:<7} a stage, LSE {'given' if lse else 'not given'}: {len(fake.launches)} launches: {fake.launches}"
         )
         failures += len(fake.launches) > limit
-    with compiling_for(gpu):
-        variants = variants_of_a_prompt()
-    print(f"{name:<7} compiled over nine stages of a prompt: {variants}")
-    failures += max(variants.values()) > 1
+    for lse, batch in ((True, 1), (False, 1), (True, 3)):
+        with compiling_for(gpu):
+            variants = variants_of_a_prompt(lse=lse, batch=batch)
+        print(
+            f"{name:<7} compiled over nine stages of {batch} prompts, LSE {'given' if lse else 'not given'}: {variants}"
+        )
+        failures += max(variants.values()) > 1
     return failures
 
 
