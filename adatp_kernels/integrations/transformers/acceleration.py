@@ -99,6 +99,9 @@ class Acceleration:
         )
         self._signature = inspect.signature(self._base.forward)
         self._prefill: VideoPrefill | None = None  # the video prompt that is passing through the decoder
+        # The frames [num_frames, 3, H, W] that the vision tower saw last, and their features [num_frames, d]. It may run
+        # within the model's forward or, in newer transformers, before it.
+        self._vision: tuple[Tensor, Tensor] | None = None
         self._last: PromptRecord | None = None  # of the last one that did
         self._uncached_ids: Tensor | None = None  # its token ids, if it ran without a cache
         # The mask that layers holding the same columns share: (mask, columns, their part of it).
@@ -133,7 +136,7 @@ class Acceleration:
         """Leave the model exactly as it was; doing so twice is harmless."""
         for handle in self._handles:
             handle.remove()
-        self._handles = []
+        self._handles, self._vision = [], None
         self._forget()
 
     def report(self) -> Report:
@@ -156,7 +159,7 @@ class Acceleration:
         handles = [
             self._base.register_forward_pre_hook(self._before_model, with_kwargs=True),
             self._base.register_forward_hook(self._after_model, always_call=True),
-            self._family.vision_tower(self._model).register_forward_hook(self._after_vision),
+            self._family.vision_tower(self._model).register_forward_hook(self._after_vision, with_kwargs=True),
         ]
         for number, layer in enumerate(self._layers):
             handles.append(layer.register_forward_pre_hook(partial(self._before_layer, number), with_kwargs=True))
@@ -181,45 +184,53 @@ class Acceleration:
         self._forget()
         bound = self._signature.bind(*args, **kwargs).arguments
         arguments = {**bound.pop("kwargs", {}), **bound}
-        video = self._family.video(self._model, arguments)
-        if video is None:
+        self._check_mode(arguments)
+        layout = self._family.video(self._model, arguments, 0 if self._vision is None else len(self._vision[0]))
+        if layout is None:
             return
         if module.training:
             raise RuntimeError("model: accelerate prunes at inference only; call model.eval() first")
-        self._check_mode(arguments)
         check_cache(arguments.get("past_key_values"))
         check_relevance(self.relevance, self.question)
-        layout, frames = video
-        relevance = frame_relevance(self.relevance, self.question, frames)
-        self._prefill = VideoPrefill(self._pruner, arguments, layout, relevance)
+        self._prefill = VideoPrefill(self._pruner, arguments, layout)
 
     def _check_mode(self, arguments: dict[str, Any]) -> None:
         """Refuse ways of generating that would let tokens of the answer choose what is kept of the video."""
+        video = arguments.get("pixel_values_videos")
+        if video is None and (arguments.get("mm_encoder_outputs") or {}).get("video") is None:
+            return
         kept_logits = arguments.get("logits_to_keep", 0)
         if not isinstance(kept_logits, int) or kept_logits not in (0, 1):
             raise ValueError(
                 f"logits_to_keep: accelerate supports 0 (all) and 1 for a prompt with a video, got {kept_logits!r}. Assisted "
                 "decoding (assistant_model, prompt_lookup_num_tokens), which asks for more, is not supported"
             )
-        ids, before = arguments["input_ids"], self._uncached_ids
+        ids, before = arguments.get("input_ids"), self._uncached_ids
         self._uncached_ids = None
-        if arguments.get("past_key_values") is None and arguments.get("use_cache") is False:
+        if ids is not None and arguments.get("past_key_values") is None and arguments.get("use_cache") is False:
             if before is not None and before.shape[1] + 1 == ids.shape[1] and bool((ids[:, :-1] == before).all()):
                 raise ValueError(
                     "use_cache: False would prune anew for every token of an answer; generate with a cache"
                 )
             self._uncached_ids = ids
 
-    def _after_vision(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+    def _after_vision(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         # With images in the prompt the tower runs twice; the video comes last.
-        if self._prefill is not None:
-            self._prefill.features = self._family.frame_features(self._model, self._prefill.arguments, output)
+        arguments = {} if self._prefill is None else self._prefill.arguments
+        pixels = args[0] if args else kwargs["pixel_values"]
+        self._vision = (pixels, self._family.frame_features(self._model, arguments, output))
 
     def _before_layer(self, number: int, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if self._prefill is not None:
             hidden = args[0] if args else kwargs["hidden_states"]
             if number == 0:
-                self._prefill.begin(hidden, kwargs)
+                if self._vision is None:
+                    raise RuntimeError(
+                        "model: accelerate did not see the vision tower encode this video; let generate do it"
+                    )
+                frames, features = self._vision
+                relevance = frame_relevance(self.relevance, self.question, frames)
+                self._prefill.begin(hidden, kwargs, features, relevance)
             return args, self._prefill.before_layer(number, hidden, kwargs)
         # A later forward on a pruned cache: the mask fits layer 0, and this layer may hold fewer columns.
         cache, mask = kwargs.get("past_key_values"), kwargs.get("attention_mask")
@@ -251,6 +262,7 @@ class Acceleration:
     def _after_model(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         prefill = self._prefill
         self._forget()
+        self._vision = None
         if prefill is not None and output is not None:  # None: the forward raised
             self._last = prefill.finish()
 

@@ -30,16 +30,10 @@ class VideoPrefill:
     arguments : dict
         What the model was called with.
     layout : VisualLayout
-    relevance : Tensor [num_frames] or None
-    features : Tensor [num_frames, d] or None
-        Set once the vision tower has run.
     """
 
-    def __init__(
-        self, pruner: AdaTPPruner, arguments: dict[str, Any], layout: VisualLayout, relevance: Tensor | None
-    ) -> None:
-        self.pruner, self.arguments, self.layout, self.relevance = pruner, arguments, layout, relevance
-        self.features: Tensor | None = None
+    def __init__(self, pruner: AdaTPPruner, arguments: dict[str, Any], layout: VisualLayout) -> None:
+        self.pruner, self.arguments, self.layout = pruner, arguments, layout
         self.state: PruningState | None = None
         self.entered: list[int] = []
         self.survivors: list[tuple[int, Tensor]] = []
@@ -58,8 +52,16 @@ class VideoPrefill:
         """The layer whose query and key are needed next."""
         return None if self.state is None else self.state.next_layer
 
-    def begin(self, hidden: Tensor, kwargs: dict[str, Any]) -> None:
-        """At the first decoder layer, given its input [B, T, D] and keyword arguments: segments and plan."""
+    def begin(self, hidden: Tensor, kwargs: dict[str, Any], features: Tensor, relevance: Tensor | None) -> None:
+        """At the first decoder layer: segments and plan.
+
+        Parameters
+        ----------
+        hidden, kwargs
+            The layer's input [B, T, D] and keyword arguments.
+        features : Tensor [num_frames, d]
+        relevance : Tensor [num_frames], optional
+        """
         self.cache = kwargs.get("past_key_values")
         self.past = physical_length(self.cache, 0)
         if self.padding is not None:
@@ -67,7 +69,7 @@ class VideoPrefill:
         self.rotary: tuple[Tensor, ...] = tuple(kwargs["position_embeddings"])
         self.clock = PhaseClock(hidden.device)
         self.state = self.pruner.begin(
-            self.layout, hidden.shape[1], features=self.features, relevance=self.relevance, device=hidden.device
+            self.layout, hidden.shape[1], features=features, relevance=relevance, device=hidden.device
         )
         self.columns: dict[int, Tensor] = {}  # of every layer that holds a part: which columns
         self._of_layers_alike: tuple[Any, ...] = ()

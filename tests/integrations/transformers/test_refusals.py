@@ -42,7 +42,7 @@ def test_refusals_name_what_is_wrong():
             generate(model, prompt(after=(7, 8, 9, 7, 8)), prompt_lookup_num_tokens=3)
         with pytest.raises(ValueError, match=r"logits_to_keep: .*tensor"):
             model(**inputs, logits_to_keep=torch.tensor([5]))
-        with pytest.raises(ValueError, match=r"pixel_values_videos: .*prefill_chunk_size"):
+        with pytest.raises(ValueError, match=r"^(pixel_values_videos|input_ids): .*prefill_chunk_size"):
             generate(model, inputs, prefill_chunk_size=16)
         with pytest.raises(ValueError, match=r"use_cache: False"):
             generate(model, inputs, use_cache=False)

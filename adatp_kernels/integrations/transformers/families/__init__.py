@@ -30,8 +30,11 @@ class Family(Protocol):
     def num_video_tokens(self, model: Any, num_frames: int) -> int:
         """How many video tokens the prompt of a video of `num_frames` frames holds."""
 
-    def video(self, model: Any, arguments: dict[str, Any]) -> tuple[VisualLayout, Tensor] | None:
-        """Layout, and frames [num_frames, 3, H, W], of the video in the base module's `arguments`; None without one."""
+    def video(self, model: Any, arguments: dict[str, Any], seen_frames: int) -> VisualLayout | None:
+        """Layout of the video in the base module's `arguments`; None without one.
+
+        ``seen_frames`` is how many frames the vision tower saw last, for a video that was encoded before.
+        """
 
     def frame_features(self, model: Any, arguments: dict[str, Any], output: Any) -> Tensor:
         """One feature vector per frame [num_frames, d] from the vision tower's output."""

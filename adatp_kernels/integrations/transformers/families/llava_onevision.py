@@ -27,9 +27,11 @@ class LlavaOnevision:
     def num_video_tokens(self, model: Any, num_frames: int) -> int:
         return num_frames * self._cells(model) + 1
 
-    def video(self, model: Any, arguments: dict[str, Any]) -> tuple[VisualLayout, Tensor] | None:
+    def video(self, model: Any, arguments: dict[str, Any], seen_frames: int) -> VisualLayout | None:
         pixels, ids = arguments.get("pixel_values_videos"), arguments.get("input_ids")
-        if pixels is None:
+        # Newer transformers encode the video before the first forward and hand over the result.
+        encoded = (arguments.get("mm_encoder_outputs") or {}).get("video")
+        if pixels is None and encoded is None:
             # Asked of prompts only, never in decoding: on a GPU it waits for the device.
             if ids is not None and ids.shape[1] > 1 and bool((ids == model.config.video_token_id).any()):
                 raise ValueError(
@@ -46,24 +48,20 @@ class LlavaOnevision:
                 f"input_ids: accelerate prunes one prompt at a time so far, got a batch of {len(ids)} (num_beams and "
                 "num_return_sequences above 1 make a batch, too)"
             )
-        if pixels.dim() != 5 or len(pixels) != 1:
+        if pixels is not None and (pixels.dim() != 5 or len(pixels) != 1):
             raise ValueError(
                 f"pixel_values_videos: expected one video, shape [1, frames, 3, H, W], got {list(pixels.shape)}"
             )
-        num_frames, cells = pixels.shape[1], self._cells(model)
+        num_frames, cells = seen_frames if pixels is None else pixels.shape[1], self._cells(model)
         index = (ids[0] == model.config.video_token_id).nonzero()[:, 0].cpu()
         expected = self.num_video_tokens(model, num_frames)
         if len(index) != expected:
             raise ValueError(
-                f"input_ids: expected {num_frames} frames × {cells} + 1 = {expected} video tokens, got {len(index)}"
+                f"input_ids: expected {num_frames} frames × {cells} + 1 = {expected} video tokens, got {len(index)}. "
+                "Chunked prefill (prefill_chunk_size) is not supported"
             )
         frame = torch.arange(num_frames).repeat_interleave(cells)
-        return VisualLayout(index[:-1], frame, torch.arange(cells).repeat(num_frames)), pixels[0]
-
-    def _cells(self, model: Any) -> int:
-        vision = model.config.vision_config
-        side = -(-(vision.image_size // vision.patch_size) // 2)  # pooling halves the grid of patches, rounding up
-        return side * side
+        return VisualLayout(index[:-1], frame, torch.arange(cells).repeat(num_frames))
 
     def frame_features(self, model: Any, arguments: dict[str, Any], output: Any) -> Tensor:
         if output.pooler_output is not None:
@@ -75,3 +73,8 @@ class LlavaOnevision:
         layers = [chosen] if isinstance(chosen, int) else chosen
         first = 1 if strategy == "default" else 0  # "default" leaves out a class token
         return torch.cat([output.hidden_states[layer][:, first:].mean(1) for layer in layers], dim=-1)
+
+    def _cells(self, model: Any) -> int:
+        vision = model.config.vision_config
+        side = -(-(vision.image_size // vision.patch_size) // 2)  # pooling halves the grid of patches, rounding up
+        return side * side
