@@ -20,6 +20,8 @@ LENGTHS = {"width": 3584, "mlp": 18944, "layers": 28, "heads": 28, "kv": 4, "ima
 if not ON_GPU:
     LENGTHS = {"width": 128, "mlp": 512, "layers": 16, "heads": 4, "kv": 2, "image": 98}
 VIDEO = 99
+# Two layers run before the first stage, so with few layers no plan is as cheap as the last of these.
+TARGETS = [target for target in (0.273, 0.15, 0.08) if target > 2 / LENGTHS["layers"]]
 
 
 @pytest.fixture(scope="module")
@@ -91,12 +93,9 @@ def decoder_seconds(model, inputs):
 
 
 @pytest.mark.parametrize("attention", ["sdpa", "adatp"])
-@pytest.mark.parametrize("target", [0.273, 0.15, 0.08])
+@pytest.mark.parametrize("target", TARGETS)
 def test_prefill(benchmark, model, inputs, target, attention):
     """Dense and pruned in turn, A B A B, in one process; `benchmark` times the pruned one as a whole."""
-    least = 2 / LENGTHS["layers"]
-    if target < least:
-        pytest.skip(f"with {LENGTHS['layers']} layers no plan costs less than {least:.3f}")
     model.set_attn_implementation({"text_config": attention})
     times = {"dense": [], "pruned": []}
     for repeat in range(6 if ON_GPU else 4):

@@ -1,4 +1,7 @@
-"""Checks of the operations' tensors: types, shapes and devices only, nothing that waits for a device."""
+"""Checks of the operations' tensors: types, shapes and devices.
+
+Values are read, which waits for a device, only where a caller leaves `num_selected` to be counted.
+"""
 
 from __future__ import annotations
 

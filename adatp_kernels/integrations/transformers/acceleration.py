@@ -99,11 +99,11 @@ class Acceleration:
         )
         self._signature = inspect.signature(self._base.forward)
         self._prefill: VideoPrefill | None = None  # the video prompt that is passing through the decoder
+        self._last: PromptRecord | None = None  # of the last one that did
+        self._uncached_ids: Tensor | None = None  # its token ids, if it ran without a cache
         # The frames [num_frames, 3, H, W] that the vision tower saw last, and their features [num_frames, d]. It may run
         # within the model's forward or, in newer transformers, before it.
         self._vision: tuple[Tensor, Tensor] | None = None
-        self._last: PromptRecord | None = None  # of the last one that did
-        self._uncached_ids: Tensor | None = None  # its token ids, if it ran without a cache
         # The mask that layers holding the same columns share: (mask, columns, their part of it).
         self._shared_mask: tuple[Any, Any, Any] = (None, None, None)
         self._taps = {
@@ -136,7 +136,7 @@ class Acceleration:
         """Leave the model exactly as it was; doing so twice is harmless."""
         for handle in self._handles:
             handle.remove()
-        self._handles, self._vision = [], None
+        self._handles, self._vision, self._uncached_ids = [], None, None
         self._forget()
 
     def report(self) -> Report:
