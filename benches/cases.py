@@ -5,6 +5,7 @@ LLaVA-OneVision-7B's layer in bfloat16 on a GPU; smaller, and in float32, on a C
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -91,6 +92,7 @@ def column_sums() -> Iterator[Case]:
         for visual in VISUAL:
             for text in TEXT:
                 yield _column_sums(visual, text, batch)
+    yield _packed()
 
 
 def _column_sums(visual: int, text: int, batch: int) -> Case:
@@ -119,6 +121,42 @@ def _column_sums(visual: int, text: int, batch: int) -> Case:
     moved, flop = _score_floor(visual, text, batch)
     shape = {"N": visual, "T": text, "batch": batch}
     return Case("column_sums", shape, make, variants, {"adatp, LSE given", "adatp"}, check, moved, flop)
+
+
+def _packed() -> Case:
+    """Eight prompts of different lengths one after the other, against one call a prompt."""
+    text, visual = 64, [VISUAL[0] * part // 8 for part in range(1, 9)]
+    lengths = [BEFORE + columns + text for columns in visual]
+    rows = torch.arange(0, 9 * text, text, device=DEVICE, dtype=torch.int32)
+    keys = torch.tensor([0, *itertools.accumulate(lengths)], device=DEVICE, dtype=torch.int32)
+    columns = torch.tensor([[BEFORE, BEFORE + count] for count in visual], device=DEVICE)
+    bounds = list(itertools.pairwise(keys.tolist()))
+
+    def make(seed: int) -> tuple:
+        generator = torch.Generator(DEVICE).manual_seed(seed)
+        query = torch.randn(8 * text, HEADS, HEAD_DIM, generator=generator, device=DEVICE, dtype=DTYPE)
+        key = torch.randn(sum(lengths), KV_HEADS, HEAD_DIM, generator=generator, device=DEVICE, dtype=DTYPE)
+        return query, key
+
+    def ours(query: Tensor, key: Tensor) -> Tensor:
+        return ops.column_sums_varlen(query, key, cu_seqlens_q=rows, cu_seqlens_k=keys, key_range=columns, backend=FAST)
+
+    def each(query: Tensor, key: Tensor) -> Tensor:
+        scores = torch.zeros(len(key), device=DEVICE, dtype=torch.promote_types(query.dtype, torch.float32))
+        for number, (first, end) in enumerate(bounds):
+            q, k = query[None, number * text : (number + 1) * text], key[None, first:end]
+            scored = slice(BEFORE, BEFORE + visual[number])
+            scores[first:end][scored] = baselines.text_rows(q.transpose(1, 2), k.transpose(1, 2), text, scored)[0]
+        return scores
+
+    def check(name: str, result: Tensor, inputs: tuple) -> None:
+        exact = each(*(tensor.double() for tensor in inputs))
+        error = (result.double() - exact).norm() / exact.norm()
+        assert error < (1e-2 if torch.bfloat16 == DTYPE else 1e-5), f"{name} is off by {error:.1e}"
+
+    moved, flop = (sum(part) for part in zip(*(_score_floor(count, text, 1) for count in visual), strict=True))
+    shape = {"N": sum(visual), "T": text, "packed": 8}
+    return Case("column_sums", shape, make, {"adatp": ours, "text rows in torch": each}, {"adatp"}, check, moved, flop)
 
 
 def _video(visual: int) -> tuple[int, Tensor, Tensor]:

@@ -68,6 +68,36 @@ def column_sums(
     return torch.stack(result)[:, key_range[0] : key_range[1]].double()
 
 
+def column_sums_varlen(
+    query: Tensor,
+    key: Tensor,
+    *,
+    cu_seqlens_q: Tensor,
+    cu_seqlens_k: Tensor,
+    query_range: Tensor | None = None,
+    key_range: Tensor | None = None,
+    query_mask: Tensor | None = None,
+    dtype: torch.dtype = torch.float64,
+) -> Tensor:
+    """The map of all sequences at once: rows and keys of different sequences do not see each other."""
+    of_row, of_key = (torch.repeat_interleave(c.diff()) for c in (cu_seqlens_q, cu_seqlens_k))
+    row, column = torch.arange(len(query)) - cu_seqlens_q[of_row], torch.arange(len(key)) - cu_seqlens_k[of_key]
+    offset = (cu_seqlens_k.diff() - cu_seqlens_q.diff())[of_row]
+    visible = (of_row[:, None] == of_key) & (column <= (row + offset)[:, None])
+    logits = attention_logits(
+        query.to(dtype).transpose(0, 1)[None], key.to(dtype).transpose(0, 1)[None], visible, query.shape[2] ** -0.5
+    )
+    probability = logits[0].softmax(-1).masked_fill(~visible, 0.0)  # [Hq, total_q, total_k]
+    scores = torch.ones(len(query), dtype=torch.bool) if query_mask is None else query_mask
+    if query_range is not None:
+        scores = scores & (row >= query_range[of_row, 0]) & (row < query_range[of_row, 1])
+    counted = torch.bincount(of_row[scores], minlength=len(cu_seqlens_k) - 1)[of_key].clamp(min=1)
+    result = probability[:, scores].sum((0, 1)).double() / (query.shape[1] * counted)
+    if key_range is not None:
+        result[(column < key_range[of_key, 0]) | (column >= key_range[of_key, 1])] = 0.0
+    return result
+
+
 def attention(query: Tensor, key: Tensor, value: Tensor, visible: Tensor, scale: float) -> tuple[Tensor, Tensor]:
     """Output and LSE in the inputs' precision; 0 and −inf for a row that sees nothing."""
     logits = attention_logits(query, key, visible, scale)

@@ -29,11 +29,12 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime.driver import driver
 
 from adatp_kernels.ops.arguments import Scoring, Selection
-from adatp_kernels.ops.triton import column_sums, gather, select, stage, tiles
+from adatp_kernels.ops.triton import column_sums, column_sums_varlen, gather, select, stage, tiles
 
 TOOLS = Path(triton.backends.nvidia.__file__).parent / "bin"
 KERNELS = [column_sums._row_lse_kernel, column_sums._column_sums_kernel, column_sums._mean_kernel]
-KERNELS += [select._select_kernel, gather._gather_kernel]
+KERNELS += [column_sums_varlen._row_lse_varlen_kernel, column_sums_varlen._column_sums_varlen_kernel]
+KERNELS += [column_sums_varlen._mean_varlen_kernel, select._select_kernel, gather._gather_kernel]
 
 
 @dataclass(frozen=True)
@@ -104,6 +105,8 @@ def cases() -> Iterator[tuple[str, Callable[[], object]]]:
             yield f"score {str(dtype)[6:]} D={dim}", lambda dtype=dtype, dim=dim: score(dtype, dim)
     yield "score bfloat16 D=128, one row", lambda: score(torch.bfloat16, 128, rows=1)
     yield "score bfloat16 D=128, masks", lambda: score(torch.bfloat16, 128, masks=True)
+    for dtype, dim in ((torch.bfloat16, 64), (torch.bfloat16, 128), (torch.bfloat16, 256), (torch.float32, 128)):
+        yield f"packed {str(dtype)[6:]} D={dim}", lambda dtype=dtype, dim=dim: packed(dtype, dim)
     for dedup, positions in (("strict", 196), ("strict", 3000), ("soft", 196), ("off", 196)):
         yield f"select {dedup}, {positions} positions", lambda d=dedup, p=positions: choose(d, p)
     yield "select strict, partial sums", lambda: whole_stage(lse=True)
@@ -122,6 +125,16 @@ def score(dtype: torch.dtype, dim: int, rows: int = 64, masks: bool = False) -> 
             query, key, query_start=1400, key_range=(14, 1400), scale=0.1, lse=lse,
             key_mask=key_mask if masks else None, query_mask=query_mask if masks else None,
         )  # fmt: skip
+
+
+def packed(dtype: torch.dtype, dim: int, total: int = 3000) -> None:
+    query, key = torch.empty(total, 28, dim, dtype=dtype), torch.empty(total, 4, dim, dtype=dtype)
+    lengths = {"cu_seqlens_q": torch.zeros(9, dtype=torch.int32), "cu_seqlens_k": torch.zeros(9, dtype=torch.int32)}
+    ranges = torch.zeros(8, 2, dtype=torch.int32)
+    for lse in (None, torch.empty(28, total)):
+        column_sums_varlen.column_sums_varlen(
+            query, key, **lengths, query_range=ranges, key_range=ranges, scale=0.1, lse=lse, query_mask=None
+        )
 
 
 def choose(dedup: str, positions: int) -> None:
@@ -172,7 +185,13 @@ def variants_of_a_prompt(*, lse: bool, batch: int) -> dict[str, int]:
     numbers = (1000, 800, 777, 512, 333, 160, 48, 17, 16, 1)
     for columns, kept in itertools.pairwise(numbers):
         whole_stage(lse=lse, columns=columns, kept=kept, batch=batch)
-    return {jit.__name__: sum(len(cache[0]) for cache in jit.device_caches.values()) for jit in KERNELS}
+    return variants()
+
+
+def variants() -> dict[str, int]:
+    """How many variants have been compiled of each kernel of which there are any."""
+    numbers = {jit.__name__: sum(len(cache[0]) for cache in jit.device_caches.values()) for jit in KERNELS}
+    return {name: number for name, number in numbers.items() if number}
 
 
 @contextmanager
@@ -233,7 +252,7 @@ def check(name: str, gpu: Gpu) -> int:
             shared = kernel.metadata.shared
             wrong = [f"spills {spilled}"] * bool(spilled)
             wrong += [f"needs {shared} of {gpu.shared_memory} bytes shared"] * (shared > gpu.shared_memory)
-            needs_matrix = kernel.name == "_column_sums_kernel" and "float32" not in case
+            needs_matrix = "_column_sums" in kernel.name and "float32" not in case
             wrong += [f"has no {gpu.matrix}"] * (needs_matrix and not matrix)
             verdict = "; ".join(wrong) or "ok"
             print(
@@ -247,13 +266,19 @@ def check(name: str, gpu: Gpu) -> int:
             f"{name:<7} a stage, LSE {'given' if lse else 'not given'}: {len(fake.launches)} launches: {fake.launches}"
         )
         failures += len(fake.launches) > limit
+    with compiling_for(gpu), nothing_is_read_back():
+        for total in (3000, 1777, 1024, 17):
+            packed(torch.bfloat16, 128, total)
+        numbers = variants()
+    print(f"{name:<7} compiled over four packed batches, LSE given and not: {numbers}")
+    failures += max(numbers.values()) > 1
     for lse, batch in ((True, 1), (False, 1), (True, 3)):
         with compiling_for(gpu):
-            variants = variants_of_a_prompt(lse=lse, batch=batch)
+            numbers = variants_of_a_prompt(lse=lse, batch=batch)
         print(
-            f"{name:<7} compiled over nine stages of {batch} prompts, LSE {'given' if lse else 'not given'}: {variants}"
+            f"{name:<7} compiled over nine stages of {batch} prompts, LSE {'given' if lse else 'not given'}: {numbers}"
         )
-        failures += max(variants.values()) > 1
+        failures += max(numbers.values()) > 1
     return failures
 
 

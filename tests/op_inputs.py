@@ -1,5 +1,6 @@
 """Inputs for the operations, and their tokens one at a time."""
 
+import itertools
 import math
 
 import torch
@@ -30,3 +31,17 @@ def picked(tensor, indices, batch, token):
         pieces = [source.narrow(token, i, 1) for i in row]
         rows.append(torch.cat(pieces, token) if row else source.narrow(token, 0, 0))
     return torch.cat(rows, batch)
+
+
+def packed(lengths, dim=64, *, heads=4, kv_heads=2, dtype=torch.float32):
+    """Packed query and key, and their cumulative lengths, of sequences with (rows, columns) `lengths`."""
+    pieces = [
+        inputs(max(t, 1), max(n, 1), dim, heads=heads, kv_heads=kv_heads, batch=1, dtype=dtype, seed=b)
+        for b, (t, n) in enumerate(lengths)
+    ]
+    query = torch.cat([q[0].transpose(0, 1)[:t] for (q, _), (t, _) in zip(pieces, lengths, strict=True)])
+    key = torch.cat([k[0].transpose(0, 1)[:n] for (_, k), (_, n) in zip(pieces, lengths, strict=True)])
+    cumulative = [
+        torch.tensor([0, *itertools.accumulate(side)], dtype=torch.int32) for side in zip(*lengths, strict=True)
+    ]
+    return query, key, {"cu_seqlens_q": cumulative[0], "cu_seqlens_k": cumulative[1]}

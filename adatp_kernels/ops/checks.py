@@ -47,19 +47,82 @@ def attention_inputs(
     for name, value, meaning in (("query", query, "[B, Hq, T, D]"), ("key", key, "[B, Hkv, N, D]")):
         if value.dim() != 4 or 0 in value.shape:
             raise ValueError(f"{name}: expected a non-empty shape {meaning}, got {list(value.shape)}")
-    if key.dtype != query.dtype:
-        raise TypeError(f"key: expected query's dtype {query.dtype}, got {key.dtype}")
     if key.shape[0] != query.shape[0] or key.shape[3] != query.shape[3]:
         raise ValueError(
             f"key: expected query's batch and head dim, {query.shape[0]} and {query.shape[3]}, got shape {list(key.shape)}"
         )
-    if query.shape[1] % key.shape[1]:
-        raise ValueError(f"query: expected a multiple of key's {key.shape[1]} heads, got {query.shape[1]}")
+    _dtype_and_heads(query, key)
     integer("query_start", query_start, low=0)
     if key_mask is not None:
         tensor("key_mask", key_mask, (torch.bool,), query.device)
         shape("key_mask", key_mask, (key.shape[0], key.shape[2]), "[B, N]")
     return query.shape[3] ** -0.5 if scale is None else number("scale", scale, low=0.0, open_low=True)
+
+
+def _dtype_and_heads(query: Tensor, key: Tensor) -> None:
+    if key.dtype != query.dtype:
+        raise TypeError(f"key: expected query's dtype {query.dtype}, got {key.dtype}")
+    if query.shape[1] % key.shape[1]:
+        raise ValueError(f"query: expected a multiple of key's {key.shape[1]} heads, got {query.shape[1]}")
+
+
+def packed_inputs(
+    query: Tensor,
+    key: Tensor,
+    cu_seqlens_q: Tensor,
+    cu_seqlens_k: Tensor,
+    query_range: Tensor | None,
+    key_range: Tensor | None,
+    scale: float | None,
+    lse: Tensor | None,
+    query_mask: Tensor | None,
+) -> float:
+    """Check what `column_sums_varlen` takes; returns the scale."""
+    tensor("query", query, FLOATS)
+    tensor("key", key, FLOATS, query.device)
+    for name, value, meaning in (("query", query, "[total_q, Hq, D]"), ("key", key, "[total_k, Hkv, D]")):
+        if value.dim() != 3 or 0 in value.shape:
+            raise ValueError(f"{name}: expected a non-empty shape {meaning}, got {list(value.shape)}")
+    if key.shape[2] != query.shape[2]:
+        raise ValueError(f"key: expected query's head dim {query.shape[2]}, got shape {list(key.shape)}")
+    _dtype_and_heads(query, key)
+    for name, value, total in (
+        ("cu_seqlens_q", cu_seqlens_q, len(query)),
+        ("cu_seqlens_k", cu_seqlens_k, len(key)),
+    ):
+        tensor(name, value, (torch.int32, torch.int64), query.device)
+        if value.dim() != 1 or len(value) < 2:
+            raise ValueError(f"{name}: expected shape [B + 1] with B at least 1, got {list(value.shape)}")
+        if value.device.type == "cpu":
+            _cumulative(name, value, total)
+    shape("cu_seqlens_q", cu_seqlens_q, cu_seqlens_k.shape, "[B + 1], like cu_seqlens_k,")
+    for name, ranges, cumulative in (
+        ("query_range", query_range, cu_seqlens_q),
+        ("key_range", key_range, cu_seqlens_k),
+    ):
+        if ranges is not None:
+            tensor(name, ranges, (torch.int32, torch.int64), query.device)
+            shape(name, ranges, (len(cumulative) - 1, 2), "[B, 2]")
+            if ranges.device.type == "cpu":
+                _within(name, ranges.tolist(), cumulative.diff().tolist())
+    if lse is not None:
+        tensor("lse", lse, (torch.float32, torch.float64), query.device)
+        shape("lse", lse, (query.shape[1], query.shape[0]), "[Hq, total_q]")
+    if query_mask is not None:
+        tensor("query_mask", query_mask, (torch.bool,), query.device)
+        shape("query_mask", query_mask, (len(query),), "[total_q]")
+    return query.shape[2] ** -0.5 if scale is None else number("scale", scale, low=0.0, open_low=True)
+
+
+def _cumulative(name: str, value: Tensor, total: int) -> None:
+    bounds = value.tolist()
+    if bounds[0] != 0 or bounds[-1] != total or bounds != sorted(bounds):
+        raise ValueError(f"{name}: expected bounds that rise from 0 to the {total} tokens given, got {bounds}")
+
+
+def _within(name: str, ranges: list[list[int]], lengths: list[int]) -> None:
+    if not all(0 <= first <= last <= length for (first, last), length in zip(ranges, lengths, strict=True)):
+        raise ValueError(f"{name}: expected 0 ≤ first ≤ last ≤ length for the lengths {lengths}, got {ranges}")
 
 
 def column_range(key_range: Any, num_keys: int) -> tuple[int, int]:

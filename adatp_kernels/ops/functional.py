@@ -114,6 +114,74 @@ def column_sums(
     )
 
 
+def column_sums_varlen(
+    query: Tensor,
+    key: Tensor,
+    *,
+    cu_seqlens_q: Tensor,
+    cu_seqlens_k: Tensor,
+    query_range: Tensor | None = None,
+    key_range: Tensor | None = None,
+    scale: float | None = None,
+    lse: Tensor | None = None,
+    query_mask: Tensor | None = None,
+    backend: str = "auto",
+) -> Tensor:
+    """`column_sums` of sequences of any lengths packed one after the other, as flash attention's varlen form has them.
+
+    The scores are lined up with the packed keys, so one `select` and one `gather` serve the whole batch as a single
+    row: number the segments on from sequence to sequence, and give everything outside the videos the segment −1.
+
+    Parameters
+    ----------
+    query : Tensor [total_q, Hq, D]
+        Query rows of all sequences, any strides; float16, bfloat16, float32 (float64 on the reference).
+    key : Tensor [total_k, Hkv, D]
+        Keys of all sequences, same dtype and device; ``Hq % Hkv == 0``.
+    cu_seqlens_q, cu_seqlens_k : integer Tensor [B + 1]
+        Where each sequence begins, from 0, and last the total; int32 or int64, on the same device. Causality is
+        aligned to the lower right, as flash attention's: row i of T sees keys ``≤ N − T + i`` of its sequence's N.
+    query_range : integer Tensor [B, 2], optional
+        Of each sequence's rows those that score, ``[first, last)``; all of them by default.
+    key_range : integer Tensor [B, 2], optional
+        Of each sequence's keys those that are scored, ``[v0, v1)``; all of them by default.
+    scale : float, optional
+        Factor on the scores; ``D ** -0.5`` by default.
+    lse : Tensor [Hq, total_q], optional
+        Natural-log LSE of the rows, float32 or float64, as flash attention's varlen form returns it; computed if absent.
+    query_mask : BoolTensor [total_q], optional
+        False marks a row that does not score.
+    backend : {"auto", "reference", "triton", "native"}
+
+    Returns
+    -------
+    Tensor [total_k]
+        float32 (float64 for float64 input): each key's mean probability over heads and scoring rows of its sequence;
+        zero outside `key_range` and in a sequence without a row that scores.
+
+    Raises
+    ------
+    TypeError, ValueError
+        For arguments of the wrong type, dtype or shape; the message names them. Lengths and ranges are checked on the
+        host only: reading them from a GPU would wait for it, and there they are trusted.
+    RuntimeError
+        If the named backend cannot run.
+    """
+    scale = checks.packed_inputs(query, key, cu_seqlens_q, cu_seqlens_k, query_range, key_range, scale, lse, query_mask)
+    run = implementation("column_sums_varlen", backend, query, key)
+    return run(
+        query,
+        key,
+        cu_seqlens_q=cu_seqlens_q,
+        cu_seqlens_k=cu_seqlens_k,
+        query_range=query_range,
+        key_range=key_range,
+        scale=scale,
+        lse=lse,
+        query_mask=query_mask,
+    )
+
+
 def select(
     scores: Tensor,
     segments: Tensor,

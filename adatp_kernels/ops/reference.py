@@ -1,11 +1,12 @@
 """The operations in plain PyTorch: the definition in code, that every faster backend is tested against.
 
 Any device; arithmetic in float32, or in float64 for float64 input. No tensor shape depends on data
-and nothing waits for the device. Arguments arrive checked (``functional.py``).
+and nothing waits for the device, but for the lengths of packed sequences. Arguments arrive checked (``functional.py``).
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Sequence
 
 import torch
@@ -74,6 +75,40 @@ def column_sums(
     # where, not a product: a masked row may hold NaN.
     probability = probability.sum((1, 2)).masked_fill(~query_mask[:, :, None], 0.0)
     return probability.sum(1) / (heads * query_mask.sum(1, keepdim=True).clamp(min=1))
+
+
+def column_sums_varlen(
+    query: Tensor,
+    key: Tensor,
+    *,
+    cu_seqlens_q: Tensor,
+    cu_seqlens_k: Tensor,
+    query_range: Tensor | None,
+    key_range: Tensor | None,
+    scale: float,
+    lse: Tensor | None,
+    query_mask: Tensor | None,
+) -> Tensor:
+    """`column_sums` of every packed sequence alone, zero outside its range; waits for the lengths."""
+    scores = torch.zeros(len(key), dtype=torch.promote_types(query.dtype, torch.float32), device=key.device)
+    lengths = [list(itertools.pairwise(cumulative.tolist())) for cumulative in (cu_seqlens_q, cu_seqlens_k)]
+    for b, ((row, row_end), (first, end)) in enumerate(zip(*lengths, strict=True)):
+        rows = [0, row_end - row] if query_range is None else query_range[b].tolist()
+        columns = [0, end - first] if key_range is None else key_range[b].tolist()
+        if rows[0] == rows[1] or columns[0] == columns[1]:
+            continue
+        scoring = slice(row + rows[0], row + rows[1])
+        scores[first + columns[0] : first + columns[1]] = column_sums(
+            query[None, scoring].transpose(1, 2),
+            key[None, first:end].transpose(1, 2),
+            query_start=(end - first) - (row_end - row) + rows[0],
+            key_range=(columns[0], columns[1]),
+            scale=scale,
+            lse=None if lse is None else lse[None, :, scoring],
+            key_mask=None,
+            query_mask=None if query_mask is None else query_mask[None, scoring],
+        )[0]
+    return scores
 
 
 def select(

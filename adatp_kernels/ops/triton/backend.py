@@ -12,6 +12,7 @@ from triton.runtime.interpreter import InterpretedFunction
 
 from adatp_kernels.ops.arguments import Scoring
 from adatp_kernels.ops.triton import column_sums as _scores
+from adatp_kernels.ops.triton import column_sums_varlen as _packed
 from adatp_kernels.ops.triton import gather as _gather
 from adatp_kernels.ops.triton import select as _select
 from adatp_kernels.ops.triton import stage as _stage
@@ -32,10 +33,10 @@ def refuses(operation: str, *tensors: Tensor, moved: Sequence[Tensor] = ()) -> s
         return "it computes in float32, not in float64"
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (*tensors, *moved)):
         return "it has no gradient; call it under torch.no_grad()"
-    if operation in ("row_lse", "column_sums", "prune"):
+    if operation in ("row_lse", "column_sums", "column_sums_varlen", "prune"):
         if tensors[0].shape[-1] > 256:
             return f"the head dim may be at most 256, not {tensors[0].shape[-1]}"
-        if tensors[1].shape[0] * tensors[1].shape[1] > 65535:
+        if operation != "column_sums_varlen" and tensors[1].shape[0] * tensors[1].shape[1] > 65535:
             return f"batch times key heads may be at most 65535, not {tensors[1].shape[0] * tensors[1].shape[1]}"
     if operation == "select" and tensors[0].shape[0] > 65535:
         return f"the batch may be at most 65535, not {tensors[0].shape[0]}"
@@ -67,6 +68,7 @@ def _on_its_device(operation: Callable[..., Any]) -> Callable[..., Any]:
 
 row_lse = _on_its_device(_scores.row_lse)
 column_sums = _on_its_device(_scores.column_sums)
+column_sums_varlen = _on_its_device(_packed.column_sums_varlen)
 select = _on_its_device(_select.select)
 gather = _on_its_device(_gather.gather)
 prune = _on_its_device(_stage.prune)

@@ -16,12 +16,12 @@ from torch import Tensor
 
 from adatp_kernels.ops.triton.tiles import ceil_div, num_splits, power_of_two, tile_for
 
-_LOG2_E = tl.constexpr(1.4426950408889634)
+LOG2_E = tl.constexpr(1.4426950408889634)
 _LN_2 = tl.constexpr(0.6931471805599453)
 
 
 @triton.jit
-def _load_rows(
+def load_rows(
     query, row, rows, first_head, in_range, stride_h, stride_t, stride_d,
     HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
 ):  # fmt: skip
@@ -33,11 +33,39 @@ def _load_rows(
 
 
 @triton.jit
-def _load_keys(key, column, in_range, stride_n, stride_d, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr):
+def load_keys(key, column, in_range, stride_n, stride_d, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr):
     """The keys `column` [BN] of one head, as [BN, BLOCK_D]; zeros where out of range."""
     o_d = tl.arange(0, BLOCK_D)
     mask = in_range[:, None] & (o_d < HEAD_DIM)[None, :]
     return tl.load(key + column.to(tl.int64)[:, None] * stride_n + o_d[None, :] * stride_d, mask=mask, other=0.0)
+
+
+@triton.jit
+def lse_over_keys(
+    b_q, last_seen, key, key_mask, first, end, scale_log2, stride_kn, stride_kd, stride_mn,
+    HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr,
+    HAS_KEY_MASK: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Natural-log LSE [BM] of the rows `b_q` [BM, D] over one head's keys ``[first, end)``; −inf for a row that sees none.
+
+    The query tile stays on chip; the keys stream past it under a running maximum and sum, in base 2.
+    """
+    b_max = tl.full(last_seen.shape, float("-inf"), tl.float32)
+    b_sum = tl.zeros(last_seen.shape, tl.float32)
+    for start in range(first, end, BLOCK_N):
+        o_n = start + tl.arange(0, BLOCK_N)
+        m_n = o_n < end
+        b_k = load_keys(key, o_n, m_n, stride_kn, stride_kd, HEAD_DIM, BLOCK_D)  # [BN, D]
+        if HAS_KEY_MASK:
+            m_n = m_n & (tl.load(key_mask + o_n.to(tl.int64) * stride_mn, mask=m_n, other=0) != 0)
+        b_s = tl.dot(b_q, tl.trans(b_k), input_precision=PRECISION) * scale_log2  # [BM, BN]
+        b_s = tl.where(m_n[None, :] & (o_n[None, :] <= last_seen[:, None]), b_s, float("-inf"))
+        new_max = tl.maximum(b_max, tl.max(b_s, 1))
+        # A row that has seen nothing yet has a maximum of −inf; −inf − (−inf) must not become NaN.
+        shift = tl.where(new_max == float("-inf"), 0.0, new_max)
+        b_sum = b_sum * tl.exp2(b_max - shift) + tl.sum(tl.exp2(b_s - shift[:, None]), 1)
+        b_max = new_max
+    return tl.where(b_sum == 0.0, float("-inf"), b_max + tl.log2(b_sum)) * _LN_2
 
 
 @triton.jit(do_not_specialize=["rows", "packed_rows", "num_keys", "split_length", "query_start", "stride_mb"])
@@ -52,37 +80,22 @@ def _row_lse_kernel(
 ):  # fmt: skip
     """LSE of BLOCK_M packed rows over one split of the keys; grid (row blocks, splits, B·Hkv).
 
-    The query tile stays on chip; the split's keys stream past it under a running maximum and sum, in
-    base 2. Whoever reads `partial` [B, Hkv, G·T, splits] (natural logarithm) puts the splits together.
+    Whoever reads `partial` [B, Hkv, G·T, splits] (natural logarithm) puts the splits together.
     """
     batch = (tl.program_id(2) // kv_heads).to(tl.int64)
     head = tl.program_id(2) % kv_heads
     o_r = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
     m_r = o_r < packed_rows
-    b_q = _load_rows(
+    b_q = load_rows(
         query + batch * stride_qb, o_r, rows, head * GROUP, m_r, stride_qh, stride_qt, stride_qd, HEAD_DIM, BLOCK_D
     )  # [BM, D]
-    last_seen = query_start + o_r % rows  # [BM]
-    b_max = tl.full((BLOCK_M,), float("-inf"), tl.float32)
-    b_sum = tl.zeros((BLOCK_M,), tl.float32)
     first = tl.program_id(1) * split_length
     # No row sees beyond the last one's own key.
     end = tl.minimum(tl.minimum(first + split_length, num_keys), query_start + rows)
-    key += batch * stride_kb + head.to(tl.int64) * stride_kh
-    for start in range(first, end, BLOCK_N):
-        o_n = start + tl.arange(0, BLOCK_N)
-        m_n = o_n < end
-        b_k = _load_keys(key, o_n, m_n, stride_kn, stride_kd, HEAD_DIM, BLOCK_D)  # [BN, D]
-        if HAS_KEY_MASK:
-            m_n = m_n & (tl.load(key_mask + batch * stride_mb + o_n.to(tl.int64) * stride_mn, mask=m_n, other=0) != 0)
-        b_s = tl.dot(b_q, tl.trans(b_k), input_precision=PRECISION) * scale_log2  # [BM, BN]
-        b_s = tl.where(m_n[None, :] & (o_n[None, :] <= last_seen[:, None]), b_s, float("-inf"))
-        new_max = tl.maximum(b_max, tl.max(b_s, 1))
-        # A row that has seen nothing yet has a maximum of −inf; −inf − (−inf) must not become NaN.
-        shift = tl.where(new_max == float("-inf"), 0.0, new_max)
-        b_sum = b_sum * tl.exp2(b_max - shift) + tl.sum(tl.exp2(b_s - shift[:, None]), 1)
-        b_max = new_max
-    b_lse = tl.where(b_sum == 0.0, float("-inf"), b_max + tl.log2(b_sum)) * _LN_2
+    b_lse = lse_over_keys(
+        b_q, query_start + o_r % rows, key + batch * stride_kb + head.to(tl.int64) * stride_kh, key_mask + batch * stride_mb,
+        first, end, scale_log2, stride_kn, stride_kd, stride_mn, HEAD_DIM, BLOCK_D, BLOCK_N, HAS_KEY_MASK, PRECISION,
+    )  # fmt: skip
     offset = tl.program_id(2).to(tl.int64) * packed_rows + o_r
     tl.store(partial + offset * tl.num_programs(1) + tl.program_id(1), b_lse, mask=m_r)
 
@@ -91,19 +104,46 @@ def _row_lse_kernel(
 def _load_lse(lse, row, rows, first_head, in_range, stride_h, stride_t, stride_s, splits):
     """The packed rows' LSE [BM] in base 2, put together from `splits` partial ones; −inf out of range."""
     offset = (first_head + row // rows).to(tl.int64) * stride_h + (row % rows).to(tl.int64) * stride_t
-    b_lse = tl.load(lse + offset, mask=in_range, other=float("-inf")).to(tl.float32) * _LOG2_E
+    b_lse = tl.load(lse + offset, mask=in_range, other=float("-inf")).to(tl.float32) * LOG2_E
     if splits > 1:
         b_max = b_lse
         for split in range(1, splits):
-            b_part = tl.load(lse + offset + split * stride_s, mask=in_range, other=float("-inf")) * _LOG2_E
+            b_part = tl.load(lse + offset + split * stride_s, mask=in_range, other=float("-inf")) * LOG2_E
             b_max = tl.maximum(b_max, b_part)
         shift = tl.where(b_max == float("-inf"), 0.0, b_max)
         b_sum = tl.exp2(b_lse - shift)
         for split in range(1, splits):
-            b_part = tl.load(lse + offset + split * stride_s, mask=in_range, other=float("-inf")) * _LOG2_E
+            b_part = tl.load(lse + offset + split * stride_s, mask=in_range, other=float("-inf")) * LOG2_E
             b_sum += tl.exp2(b_part - shift)
         b_lse = tl.where(b_sum == 0.0, float("-inf"), shift + tl.log2(b_sum))
     return b_lse
+
+
+@triton.jit
+def probability_sums(
+    b_k, o_n, m_n, query, lse, query_mask, rows, packed_rows, first_head, query_start, scale_log2,
+    stride_qh, stride_qt, stride_qd, stride_lh, stride_lt, stride_ls, splits, stride_rt,
+    HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr,
+    HAS_QUERY_MASK: tl.constexpr, PRECISION: tl.constexpr,
+):  # fmt: skip
+    """Softmax probabilities of the columns `o_n` [BN], whose keys are `b_k`, summed over one key head's packed rows.
+
+    The key tile stays on chip; the packed rows stream past it. Probabilities live in registers and are summed
+    there: over a block's rows by the reduction of `tl.sum`, over the blocks in order.
+    """
+    b_sum = tl.zeros(o_n.shape, tl.float32)
+    for start in range(0, packed_rows, BLOCK_M):
+        o_r = start + tl.arange(0, BLOCK_M)
+        m_r = o_r < packed_rows
+        b_q = load_rows(query, o_r, rows, first_head, m_r, stride_qh, stride_qt, stride_qd, HEAD_DIM, BLOCK_D)
+        b_lse = _load_lse(lse, o_r, rows, first_head, m_r, stride_lh, stride_lt, stride_ls, splits)  # [BM]
+        m_r = m_r & (b_lse != float("-inf"))  # a row that sees nothing contributes nothing
+        if HAS_QUERY_MASK:
+            m_r = m_r & (tl.load(query_mask + (o_r % rows).to(tl.int64) * stride_rt, mask=m_r, other=0) != 0)
+        b_s = tl.dot(b_k, tl.trans(b_q), input_precision=PRECISION) * scale_log2  # [BN, BM]
+        seen = m_n[:, None] & m_r[None, :] & (o_n[:, None] <= (query_start + o_r % rows)[None, :])
+        b_sum += tl.sum(tl.where(seen, tl.exp2(b_s - b_lse[None, :]), 0.0), 1)
+    return b_sum
 
 
 # What changes from stage to stage, or prompt to prompt, must not make the compiler specialise again.
@@ -127,10 +167,8 @@ def _column_sums_kernel(
 ):  # fmt: skip
     """Softmax probabilities of BLOCK_N columns summed over one key head's packed rows; grid (column blocks, Hkv, B).
 
-    The key tile is read once and stays on chip; the packed rows stream past it. Probabilities live in
-    registers and are summed there: over a block's rows by the reduction of `tl.sum`, over the blocks in
-    order. One partial sum per key head and column goes to `partial` [B, Hkv, columns]. Beside, the programs
-    zero the `workspace` of the kernel that selects next, which saves a launch.
+    Each key tile is read once. One partial sum per key head and column goes to `partial` [B, Hkv, columns].
+    Beside, the programs zero the `workspace` of the kernel that selects next, which saves a launch.
     """
     if HAS_WORKSPACE:
         programs = tl.num_programs(0) * tl.num_programs(1) * tl.num_programs(2)
@@ -142,27 +180,18 @@ def _column_sums_kernel(
     o_c = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     m_c = o_c < num_columns
     o_n = first_column + o_c
-    b_k = _load_keys(
+    b_k = load_keys(
         key + batch * stride_kb + head.to(tl.int64) * stride_kh, o_n, m_c, stride_kn, stride_kd, HEAD_DIM, BLOCK_D
     )  # [BN, D]
     m_n = m_c
     if HAS_KEY_MASK:
         m_n = m_n & (tl.load(key_mask + batch * stride_mb + o_n.to(tl.int64) * stride_mn, mask=m_c, other=0) != 0)
-    b_sum = tl.zeros((BLOCK_N,), tl.float32)
-    query += batch * stride_qb
-    lse += batch * stride_lb
-    for start in range(0, packed_rows, BLOCK_M):
-        o_r = start + tl.arange(0, BLOCK_M)
-        m_r = o_r < packed_rows
-        b_q = _load_rows(query, o_r, rows, head * GROUP, m_r, stride_qh, stride_qt, stride_qd, HEAD_DIM, BLOCK_D)
-        b_lse = _load_lse(lse, o_r, rows, head * GROUP, m_r, stride_lh, stride_lt, stride_ls, splits)  # [BM]
-        m_r = m_r & (b_lse != float("-inf"))  # a row that sees nothing contributes nothing
-        if HAS_QUERY_MASK:
-            in_mask = tl.load(query_mask + batch * stride_rb + (o_r % rows).to(tl.int64) * stride_rt, mask=m_r, other=0)
-            m_r = m_r & (in_mask != 0)
-        b_s = tl.dot(b_k, tl.trans(b_q), input_precision=PRECISION) * scale_log2  # [BN, BM]
-        seen = m_n[:, None] & m_r[None, :] & (o_n[:, None] <= (query_start + o_r % rows)[None, :])
-        b_sum += tl.sum(tl.where(seen, tl.exp2(b_s - b_lse[None, :]), 0.0), 1)
+    b_sum = probability_sums(
+        b_k, o_n, m_n, query + batch * stride_qb, lse + batch * stride_lb, query_mask + batch * stride_rb,
+        rows, packed_rows, head * GROUP, query_start, scale_log2,
+        stride_qh, stride_qt, stride_qd, stride_lh, stride_lt, stride_ls, splits, stride_rt,
+        HEAD_DIM, BLOCK_D, BLOCK_M, HAS_QUERY_MASK, PRECISION,
+    )  # fmt: skip
     tl.store(partial + (batch * kv_heads + head) * num_columns + o_c, b_sum, mask=m_c)
 
 
@@ -183,8 +212,7 @@ def mean_of_partials(
             o_t = start + tl.arange(0, BLOCK_T)
             in_mask = tl.load(query_mask + batch * stride_rb + o_t.to(tl.int64) * stride_rt, mask=o_t < rows, other=0)
             counted += tl.sum((in_mask != 0).to(tl.int32), 0)
-        counted = tl.maximum(counted, 1)
-    return b_sum / (counted * kv_heads * group).to(tl.float32)
+    return b_sum / (tl.maximum(counted, 1) * kv_heads * group).to(tl.float32)
 
 
 @triton.jit(do_not_specialize=["num_columns", "rows", "stride_rb"])
@@ -203,7 +231,7 @@ def _mean_kernel(
     tl.store(scores + batch * num_columns + o_c, b_mean, mask=m_c)
 
 
-def _precision(dtype: torch.dtype) -> str:
+def precision(dtype: torch.dtype) -> str:
     """float32 keys are multiplied in float32, not in the matrix units' tf32, which is off by 3e-4."""
     return "ieee" if dtype == torch.float32 else "tf32"
 
@@ -223,10 +251,10 @@ def partial_row_lse(query: Tensor, key: Tensor, *, query_start: int, scale: floa
     mask = key if key_mask is None else key_mask.view(torch.uint8)
     _row_lse_kernel[(ceil_div(rows * group, tile.rows), splits, batch * kv_heads)](
         query, key, mask, partial,
-        rows, rows * group, kv_heads, num_keys, split_length, query_start, scale * _LOG2_E.value,
+        rows, rows * group, kv_heads, num_keys, split_length, query_start, scale * LOG2_E.value,
         *query.stride(), *key.stride(), *((0, 0) if key_mask is None else mask.stride()),
         GROUP=group, HEAD_DIM=dim, BLOCK_D=max(16, power_of_two(dim)), BLOCK_M=tile.rows, BLOCK_N=tile.columns,
-        HAS_KEY_MASK=key_mask is not None, PRECISION=_precision(query.dtype), num_warps=tile.warps, num_stages=tile.stages,
+        HAS_KEY_MASK=key_mask is not None, PRECISION=precision(query.dtype), num_warps=tile.warps, num_stages=tile.stages,
     )  # fmt: skip
     return partial
 
@@ -264,13 +292,13 @@ def partial_column_sums(
     masks = [key if mask is None else mask.view(torch.uint8) for mask in (key_mask, query_mask)]
     _column_sums_kernel[(ceil_div(last - first, tile.columns), kv_heads, batch)](
         query, key, splits, *masks, partial, partial if workspace is None else workspace,
-        rows, rows * group, kv_heads, first, last - first, query_start, scale * _LOG2_E.value,
+        rows, rows * group, kv_heads, first, last - first, query_start, scale * LOG2_E.value,
         0 if workspace is None else workspace.numel(),
         *query.stride(), *key.stride(), *splits.stride(), splits.shape[3],
         *((0, 0) if key_mask is None else key_mask.stride()), *((0, 0) if query_mask is None else query_mask.stride()),
         GROUP=group, HEAD_DIM=dim, BLOCK_D=max(16, power_of_two(dim)), BLOCK_M=tile.rows, BLOCK_N=tile.columns,
         HAS_KEY_MASK=key_mask is not None, HAS_QUERY_MASK=query_mask is not None,
-        HAS_WORKSPACE=workspace is not None, PRECISION=_precision(query.dtype), num_warps=tile.warps, num_stages=tile.stages,
+        HAS_WORKSPACE=workspace is not None, PRECISION=precision(query.dtype), num_warps=tile.warps, num_stages=tile.stages,
     )  # fmt: skip
     return partial
 

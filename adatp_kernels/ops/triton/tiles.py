@@ -49,14 +49,14 @@ def architecture(device: torch.device) -> str:
     return f"sm_{properties.major}{properties.minor}"
 
 
-def tile_for(query: torch.Tensor, packed_rows: int) -> Tile:
-    """The table's tile for a query's device, dtype and head dim, with no more rows than there are.
+def tile_for(query: torch.Tensor, packed_rows: int | None = None) -> Tile:
+    """The table's tile for a query's device, dtype and head dim, with no more rows than there are, if that is known.
 
     At least 16 rows, though: a matrix product needs them.
     """
     kind = (query.dtype.itemsize, max(64, power_of_two(query.shape[-1])))
     tile = TILES.get((architecture(query.device), *kind)) or TILES[("any", *kind)]
-    rows = min(tile.rows, max(16, power_of_two(packed_rows)))
+    rows = tile.rows if packed_rows is None else min(tile.rows, max(16, power_of_two(packed_rows)))
     return Tile(tile.columns, rows, tile.warps, tile.stages)
 
 
