@@ -155,9 +155,20 @@ def test_what_a_caller_got_wrong_touches_no_other_memory(dedup, num_positions, d
 
 
 @pytest.mark.parametrize("dedup", ["strict", "soft", "off"])
+def test_segments_that_no_budget_knows_are_not_kept(dedup, device):
+    ids, positions = torch.tensor([7, 0, 0, 1, -1, 1, 0, -9]), torch.arange(8)
+    kept = ops.select(
+        torch.rand(1, 8).to(device), ids.to(device), positions.to(device), [3], dedup=dedup, num_selected=5,
+        num_positions=8, backend="triton",
+    )  # fmt: skip
+    assert kept[0].tolist() == [1, 2, 4, 6, 7]
+
+
+@pytest.mark.parametrize("dedup", ["strict", "soft", "off"])
 def test_small_blocks(dedup, device, monkeypatch):
     """Every loop runs more than once, and strict takes the way by digits."""
     monkeypatch.setattr(kernels, "_BLOCK", 16)
+    monkeypatch.setattr(kernels, "_ROW_BLOCK", 32)
     monkeypatch.setattr(kernels, "_SORTED_POSITIONS", 0)
     generator = torch.Generator().manual_seed(0)
     ids = torch.randint(-1, 3, (90,), generator=generator).expand(2, -1)

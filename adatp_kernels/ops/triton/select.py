@@ -20,18 +20,19 @@ from adatp_kernels.ops.triton.tiles import power_of_two
 
 # Positions per segment up to which their best columns are sorted at once instead of by digits.
 _SORTED_POSITIONS = 1024
-_BLOCK = 1024
+# Columns that a program looks at together: of its own segment, and of the whole row.
+_BLOCK, _ROW_BLOCK = 1024, 4096
 # Words of the table of best columns, 512 MB; positions that reach further are left to the reference.
 _LARGEST_TABLE = 1 << 26
 
 
 @triton.jit
 def _order(score):
-    """Scores as 32-bit unsigned integers of the same order: NaN is 0, −0 is +0."""
+    """Scores as 32-bit unsigned integers of the same order, NaN lowest, −0 equal to +0. Never 0."""
     # Not `score + 0.0`, which a compiler may fuse with the product before it, and then −0 stays −0.
     bits = tl.where(score == 0.0, 0.0, score).to(tl.int32, bitcast=True)
     ordered = (bits ^ ((bits >> 31) & 0x7FFFFFFF)).to(tl.uint32, bitcast=True) ^ 0x80000000
-    return tl.where(score != score, 0, ordered)
+    return tl.where(score != score, 1, ordered)  # −∞ is 0x7FFFFF
 
 
 @triton.jit
@@ -41,23 +42,10 @@ def _key(score, column):
 
 
 @triton.jit
-def _is_best(key, best, position, mine, num_positions):
-    """Does a column's key stand as the best of its (segment, position)?"""
-    in_table = mine & (position >= 0) & (position < num_positions)
-    return key == tl.load(best + position, mask=in_table, other=0, cache_modifier=".cg")
-
-
-@triton.jit
-def _debiased_score(score, column, position, mine, best, num_positions, soft_weight, DEDUP: tl.constexpr):
-    """The score by which a column competes in its segment, and whether it competes."""
-    competes = mine
-    if DEDUP != "off":
-        first = _is_best(_key(score, column), best, position, mine, num_positions)
-        if DEDUP == "strict":
-            competes = first
-        else:
-            score = tl.where(first, score, score * soft_weight)
-    return score, competes
+def _is_mine(segments, stride, segment, column, end, scattered):
+    """Which columns before `end` are the segment's; ids are read only if others' may stand between its own."""
+    ids = tl.load(segments + column.to(tl.int64) * stride, mask=(column < end) & scattered, other=segment)
+    return (column < end) & (ids == segment)
 
 
 # What changes from stage to stage, or prompt to prompt, must not make the compiler specialise again.
@@ -69,38 +57,52 @@ def _debiased_score(score, column, position, mine, best, num_positions, soft_wei
     do_not_specialize_on_alignment=["given", "segments", "positions", "budgets", "prior", "best", "arrived"],
 )  # fmt: skip
 def _select_kernel(
-    given, scores, partial, query_mask, segments, positions, budgets, prior, best, arrived, flags, kept,
+    given, work, partial, query_mask, segments, positions, budgets, prior, best, arrived, flags, kept,
     num_columns, num_segments, num_positions, num_kept, soft_weight,
     first, after, length,
     kv_heads, rows, group, stride_rb, stride_rt,
     stride_sb, stride_sn, stride_gb, stride_gn, stride_pb, stride_pn, stride_ub, stride_us, stride_wb, stride_wn,
     DEDUP: tl.constexpr, HAS_PRIOR: tl.constexpr, HAS_PARTIAL: tl.constexpr, HAS_QUERY_MASK: tl.constexpr,
-    SORTED: tl.constexpr, BLOCK: tl.constexpr, BLOCK_P: tl.constexpr,
+    SORTED: tl.constexpr, BLOCK: tl.constexpr, ROW_BLOCK: tl.constexpr, BLOCK_P: tl.constexpr,
 ):  # fmt: skip
     """Grid (segments, B). ``best`` [B, S, P] uint64 and ``arrived`` [B] int64 come zeroed.
 
-    ``given`` holds the scores unless ``partial`` does; ``scores`` [B, N] is where they stand after step 1.
+    ``given`` holds the scores unless ``partial`` does; ``work`` [B, N] int32 is for what becomes of them.
 
-    1. The segment's columns: reduce the partial scores, apply the prior, and enter each column's key into
+    1. Where the segment's columns begin and end. Besides, the first program flags what is always kept.
+    2. The columns' scores: reduce the partial ones, apply the prior, and enter each column's key into
        ``best`` of its position by an integer maximum, which is the same in any order.
-    2. The threshold: strict candidates are few and are sorted; otherwise four passes over the columns,
+    3. The threshold: strict candidates are few and are sorted; otherwise four passes over the columns,
        each fixing eight bits of the k-th largest score by a histogram.
-    3. Flags; ties at the threshold go to the smaller columns by a running count.
-    4. The last program to arrive compacts the row by a running sum.
+    4. Flags; ties at the threshold go to the smaller columns by a running count.
+    5. The last program to arrive compacts the row by a running sum.
     """
     segment, batch = tl.program_id(0), tl.program_id(1).to(tl.int64)
     segments += batch * stride_gb
     positions += batch * stride_pb
     flags += batch * num_columns
     best += (batch * num_segments + segment) * num_positions
-    scores += batch * num_columns
+    work += batch * num_columns
     k = tl.load(budgets + batch * stride_ub + segment.to(tl.int64) * stride_us)
     k = tl.minimum(tl.maximum(k, 0), num_columns).to(tl.int32)
 
-    for start in range(0, num_columns, BLOCK):
-        o_c = start + tl.arange(0, BLOCK)
+    low, high, own = num_columns, 0, 0
+    for start in range(0, num_columns, ROW_BLOCK):
+        o_c = start + tl.arange(0, ROW_BLOCK)
         m_c = o_c < num_columns
-        mine = m_c & (tl.load(segments + o_c.to(tl.int64) * stride_gn, mask=m_c, other=-1) == segment)
+        ids = tl.load(segments + o_c.to(tl.int64) * stride_gn, mask=m_c, other=-1)
+        mine = m_c & (ids == segment)
+        low = tl.minimum(low, tl.min(tl.where(mine, o_c, num_columns), 0))
+        high = tl.maximum(high, tl.max(tl.where(mine, o_c + 1, 0), 0))
+        own += tl.sum(mine.to(tl.int32), 0)
+        # Ids that no segment has are a caller's mistake; they are kept out.
+        nobodys = m_c & (segment == 0) & ((ids < 0) | (ids >= num_segments))
+        tl.store(flags + o_c, (ids < 0).to(tl.int8), mask=nobodys)
+    scattered = own != high - low
+
+    for start in range(low, high, BLOCK):
+        o_c = start + tl.arange(0, BLOCK)
+        mine = _is_mine(segments, stride_gn, segment, o_c, high, scattered)
         if HAS_PARTIAL:
             b_score = mean_of_partials(
                 partial, query_mask, batch, o_c, mine, num_columns, kv_heads, rows, group, stride_rb, stride_rt, HAS_QUERY_MASK, 64
@@ -111,12 +113,16 @@ def _select_kernel(
             b_score = b_score * tl.load(
                 prior + batch * stride_wb + o_c.to(tl.int64) * stride_wn, mask=mine, other=1.0
             ).to(tl.float32)
-        tl.store(scores + o_c, b_score, mask=mine)
-        if DEDUP != "off":
+        if DEDUP == "off":
+            tl.store(work + o_c, _order(b_score).to(tl.int32, bitcast=True), mask=mine)
+        else:
             position = tl.load(positions + o_c.to(tl.int64) * stride_pn, mask=mine, other=0)
             in_table = mine & (position >= 0) & (position < num_positions)
             tl.atomic_max(best + position, _key(b_score, o_c), mask=in_table, sem="relaxed")
-        tl.store(flags + o_c, tl.zeros((BLOCK,), tl.int8), mask=mine)
+            if SORTED:
+                tl.store(flags + o_c, tl.zeros((BLOCK,), tl.int8), mask=mine)
+            else:
+                tl.store(work + o_c, b_score.to(tl.int32, bitcast=True), mask=mine)
     tl.debug_barrier()
 
     if SORTED:  # strict, and few positions: their best columns are all that competes
@@ -128,38 +134,43 @@ def _select_kernel(
         column = b_key.to(tl.uint32).to(tl.int32, bitcast=True) ^ -1
         tl.store(flags + column, tl.full((BLOCK_P,), 1, tl.int8), mask=wins)
     else:
-        threshold = tl.zeros((), tl.uint32)  # the bits of the k-th largest score that are fixed so far
+        if DEDUP != "off":  # from scores to the order in which columns compete, 0 for those that do not
+            for start in range(low, high, BLOCK):
+                o_c = start + tl.arange(0, BLOCK)
+                mine = _is_mine(segments, stride_gn, segment, o_c, high, scattered)
+                b_score = tl.load(work + o_c, mask=mine, other=0).to(tl.float32, bitcast=True)
+                position = tl.load(positions + o_c.to(tl.int64) * stride_pn, mask=mine, other=0)
+                in_table = mine & (position >= 0) & (position < num_positions)
+                is_best = _key(b_score, o_c) == tl.load(best + position, mask=in_table, other=0, cache_modifier=".cg")
+                if DEDUP == "strict":
+                    b_order = tl.where(is_best, _order(b_score), 0)
+                else:
+                    b_order = _order(tl.where(is_best, b_score, b_score * soft_weight))
+                tl.store(work + o_c, b_order.to(tl.int32, bitcast=True), mask=mine)
+            tl.debug_barrier()
+        threshold = tl.zeros((), tl.uint32)  # the bits of the k-th largest that are fixed so far
         left = k  # of the columns that agree with them, so many are to be kept
         for shift in tl.static_range(24, -1, -8):
             b_count = tl.zeros((256,), tl.int32)
-            for start in range(0, num_columns, BLOCK):
+            for start in range(low, high, BLOCK):
                 o_c = start + tl.arange(0, BLOCK)
-                m_c = o_c < num_columns
-                mine = m_c & (tl.load(segments + o_c.to(tl.int64) * stride_gn, mask=m_c, other=-1) == segment)
-                b_score = tl.load(scores + o_c, mask=mine, other=0.0)
-                position = tl.load(positions + o_c.to(tl.int64) * stride_pn, mask=mine, other=0)
-                b_score, competes = _debiased_score(
-                    b_score, o_c, position, mine, best, num_positions, soft_weight, DEDUP
-                )
-                b_order = _order(b_score)
+                mine = _is_mine(segments, stride_gn, segment, o_c, high, scattered)
+                b_order = tl.load(work + o_c, mask=mine, other=0).to(tl.uint32, bitcast=True)
+                agrees = b_order != 0
                 if shift < 24:
-                    competes = competes & ((b_order >> (shift + 8)) == (threshold >> (shift + 8)))
-                b_count += tl.histogram(((b_order >> shift) & 255).to(tl.int32), 256, mask=competes)
+                    agrees = agrees & ((b_order >> (shift + 8)) == (threshold >> (shift + 8)))
+                b_count += tl.histogram(((b_order >> shift) & 255).to(tl.int32), 256, mask=agrees)
             at_least = tl.sum(b_count, 0) - tl.cumsum(b_count, 0) + b_count  # columns with this digit or a higher one
             o_d = tl.arange(0, 256)
             chosen = tl.maximum(tl.max(tl.where(at_least >= left, o_d, 0), 0), 0)
             left -= tl.sum(tl.where(o_d > chosen, b_count, 0), 0)
             threshold = threshold | (chosen.to(tl.uint32) << shift)
-        for start in range(0, num_columns, BLOCK):
+        for start in range(low, high, BLOCK):
             o_c = start + tl.arange(0, BLOCK)
-            m_c = o_c < num_columns
-            mine = m_c & (tl.load(segments + o_c.to(tl.int64) * stride_gn, mask=m_c, other=-1) == segment)
-            b_score = tl.load(scores + o_c, mask=mine, other=0.0)
-            position = tl.load(positions + o_c.to(tl.int64) * stride_pn, mask=mine, other=0)
-            b_score, competes = _debiased_score(b_score, o_c, position, mine, best, num_positions, soft_weight, DEDUP)
-            b_order = _order(b_score)
-            ties = (competes & (b_order == threshold)).to(tl.int32)
-            wins = competes & (k > 0) & ((b_order > threshold) | ((ties == 1) & (tl.cumsum(ties, 0) <= left)))
+            mine = _is_mine(segments, stride_gn, segment, o_c, high, scattered)
+            b_order = tl.load(work + o_c, mask=mine, other=0).to(tl.uint32, bitcast=True)
+            ties = ((b_order != 0) & (b_order == threshold)).to(tl.int32)
+            wins = (k > 0) & ((b_order > threshold) | ((ties == 1) & (tl.cumsum(ties, 0) <= left)))
             left -= tl.sum(ties, 0)
             tl.store(flags + o_c, wins.to(tl.int8), mask=mine)
 
@@ -171,12 +182,9 @@ def _select_kernel(
             o_t = start + tl.arange(0, BLOCK)
             tl.store(kept + o_t, o_t.to(tl.int64), mask=o_t < first)
         written = first
-        for start in range(0, num_columns, BLOCK):
-            o_c = start + tl.arange(0, BLOCK)
-            m_c = o_c < num_columns
-            text = m_c & (tl.load(segments + o_c.to(tl.int64) * stride_gn, mask=m_c, other=0) < 0)
-            flag = tl.load(flags + o_c, mask=m_c, other=0, cache_modifier=".cg")
-            stays = (text | (m_c & (flag != 0))).to(tl.int32)
+        for start in range(0, num_columns, ROW_BLOCK):
+            o_c = start + tl.arange(0, ROW_BLOCK)
+            stays = tl.load(flags + o_c, mask=o_c < num_columns, other=0, cache_modifier=".cg").to(tl.int32)
             place = written + tl.cumsum(stays, 0) - 1
             tl.store(kept + place, (first + o_c).to(tl.int64), mask=(stays == 1) & (place < first + num_kept))
             written += tl.sum(stays, 0)
@@ -285,7 +293,7 @@ def select_tokens(
     else:
         sums, query_mask, rows, group = partial.sums, partial.query_mask, partial.rows, partial.group
         given, kv_heads = sums[:, 0], sums.shape[1]
-    work = torch.empty(batch, num_columns, dtype=torch.float32, device=segments.device)
+    work = torch.empty(batch, num_columns, dtype=torch.int32, device=segments.device)
     sorts = dedup == "strict" and num_positions <= _SORTED_POSITIONS
     mask = sums if query_mask is None else query_mask.view(torch.uint8)
     _select_kernel[(num_segments, batch)](
@@ -297,6 +305,6 @@ def select_tokens(
         *given.stride(), *segments.stride(), *positions.stride(), *budgets.stride(),
         *((0, 0) if prior is None else prior.stride()),
         DEDUP=dedup, HAS_PRIOR=prior is not None, HAS_PARTIAL=partial is not None, HAS_QUERY_MASK=query_mask is not None,
-        SORTED=sorts, BLOCK=_BLOCK, BLOCK_P=max(16, power_of_two(num_positions)) if sorts else 16, num_warps=8,
+        SORTED=sorts, BLOCK=_BLOCK, ROW_BLOCK=_ROW_BLOCK, BLOCK_P=max(16, power_of_two(num_positions)) if sorts else 16, num_warps=8,
     )  # fmt: skip
     return kept
