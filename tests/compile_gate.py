@@ -4,7 +4,7 @@
 
 A driver that compiles what Triton's own would, and then launches nothing, takes the place of the GPU's; the
 package's launchers run on CPU tensors as they are. A kernel fails the gate if it spills registers, needs more
-shared memory than the GPU has, or (scores in half precision) lacks the matrix instruction. The table that is
+shared memory than the GPU has, lacks the matrix instruction (scores in half precision) or a barrier. The table that is
 printed has one line per kernel and case, and the launches of a whole stage, which may not read a tensor's values,
 and how often the stages of one prompt make Triton compile a kernel: once.
 """
@@ -233,6 +233,21 @@ def usage(kernel, gpu: Gpu) -> tuple[int, int, int]:
     )
 
 
+def unordered(kernel, case: str) -> Iterator[str]:
+    """What is missing between programs, or wrong with float32; the interpreter, which runs one at a time, cannot show it."""
+    text = kernel.asm.get("ptx", "")
+    if "float32" in case and "tf32" in text:
+        yield "multiplies float32 in tf32"
+    if kernel.name == "_select_kernel" and text:
+        maximum, counter = text.rfind(".max.u64"), text.find(".acq_rel.add")
+        if counter < 0:
+            yield "counts arrivals without ordering memory"
+        elif "bar.sync" not in text[text.rfind("st.global.b8", 0, counter) : counter]:
+            yield "is counted before its flags are written"
+        if maximum > 0 and "bar.sync" not in text[maximum : text.find("ld.global.cg", maximum)]:
+            yield "reads the best columns before they are"
+
+
 def check(name: str, gpu: Gpu) -> int:
     """Compile every case for one GPU; prints the table and returns how many kernels failed."""
     failures, seen = 0, set()
@@ -254,6 +269,7 @@ def check(name: str, gpu: Gpu) -> int:
             wrong += [f"needs {shared} of {gpu.shared_memory} bytes shared"] * (shared > gpu.shared_memory)
             needs_matrix = "_column_sums" in kernel.name and "float32" not in case
             wrong += [f"has no {gpu.matrix}"] * (needs_matrix and not matrix)
+            wrong += unordered(kernel, case)
             verdict = "; ".join(wrong) or "ok"
             print(
                 f"{name:<7} {case:<32} {kernel.name:<22} {registers:>4} {shared:>7} {matrix:>4}  {verdict}", flush=True
