@@ -25,6 +25,7 @@ TIMED_BY = {
     "test_select.py": {"select", "stage", "prefill"},
     "test_gather.py": {"gather", "stage", "prefill"},
     "test_stage.py": {"stage", "prefill"},
+    "test_acceleration.py": {"prefill"},
 }
 SUITES = ("stage", "column_sums", "select", "gather", "prefill")
 
