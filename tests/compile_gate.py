@@ -120,18 +120,18 @@ def attention(dtype: torch.dtype, dim: int, rows: int = 64, keys: int = 1500) ->
 def score(dtype: torch.dtype, dim: int, rows: int = 64, masks: bool = False) -> None:
     query, key = attention(dtype, dim, rows)
     key_mask, query_mask = torch.ones(1, 1500, dtype=torch.bool), torch.ones(1, rows, dtype=torch.bool)
-    for lse in (None, torch.empty(1, 28, rows)):
+    for lse in (None, torch.empty(1, 28, rows), torch.empty(1, 28, rows, dtype=torch.float64)):
         column_sums.column_sums(
             query, key, query_start=1400, key_range=(14, 1400), scale=0.1, lse=lse,
             key_mask=key_mask if masks else None, query_mask=query_mask if masks else None,
         )  # fmt: skip
 
 
-def packed(dtype: torch.dtype, dim: int, total: int = 3000) -> None:
+def packed(dtype: torch.dtype, dim: int, total: int = 3000, double: bool = True) -> None:
     query, key = torch.empty(total, 28, dim, dtype=dtype), torch.empty(total, 4, dim, dtype=dtype)
-    lengths = {"cu_seqlens_q": torch.zeros(9, dtype=torch.int32), "cu_seqlens_k": torch.zeros(9, dtype=torch.int32)}
+    lengths = {name: torch.zeros(10, dtype=torch.int32)[total % 2 :][:9] for name in ("cu_seqlens_q", "cu_seqlens_k")}
     ranges = torch.zeros(8, 2, dtype=torch.int32)
-    for lse in (None, torch.empty(28, total)):
+    for lse in (None, torch.empty(28, total), *[torch.empty(28, total, dtype=torch.float64)] * double):
         column_sums_varlen.column_sums_varlen(
             query, key, **lengths, query_range=ranges, key_range=ranges, scale=0.1, lse=lse, query_mask=None
         )
@@ -284,7 +284,7 @@ def check(name: str, gpu: Gpu) -> int:
         failures += len(fake.launches) > limit
     with compiling_for(gpu), nothing_is_read_back():
         for total in (3000, 1777, 1024, 17):
-            packed(torch.bfloat16, 128, total)
+            packed(torch.bfloat16, 128, total, double=False)
         numbers = variants()
     print(f"{name:<7} compiled over four packed batches, LSE given and not: {numbers}")
     failures += max(numbers.values()) > 1

@@ -135,12 +135,14 @@ def column_sums_varlen(
     Parameters
     ----------
     query : Tensor [total_q, Hq, D]
-        Query rows of all sequences, any strides; float16, bfloat16, float32 (float64 on the reference).
+        Query rows of all sequences, any strides; float16, bfloat16, float32 (float64 on the reference). The scoring
+        rows alone are fastest; `query_range` picks them from all rows without a copy.
     key : Tensor [total_k, Hkv, D]
         Keys of all sequences, same dtype and device; ``Hq % Hkv == 0``.
     cu_seqlens_q, cu_seqlens_k : integer Tensor [B + 1]
-        Where each sequence begins, from 0, and last the total; int32 or int64, on the same device. Causality is
-        aligned to the lower right, as flash attention's: row i of T sees keys ``≤ N − T + i`` of its sequence's N.
+        Where each sequence begins, from 0, and last where the last one ends; int32 or int64, on the same device. What
+        lies behind is padding, as a CUDA graph of fixed size needs it. Causality is aligned to the lower right, as
+        flash attention's: row i of T sees keys ``≤ N − T + i`` of its sequence's N.
     query_range : integer Tensor [B, 2], optional
         Of each sequence's rows those that score, ``[first, last)``; all of them by default.
     key_range : integer Tensor [B, 2], optional
@@ -148,7 +150,8 @@ def column_sums_varlen(
     scale : float, optional
         Factor on the scores; ``D ** -0.5`` by default.
     lse : Tensor [Hq, total_q], optional
-        Natural-log LSE of the rows, float32 or float64, as flash attention's varlen form returns it; computed if absent.
+        Natural-log LSE of the rows, float32 or float64, laid out as flash attention's varlen form returns it (old
+        ones pad it instead); computed if absent.
     query_mask : BoolTensor [total_q], optional
         False marks a row that does not score.
     backend : {"auto", "reference", "triton", "native"}
@@ -157,13 +160,13 @@ def column_sums_varlen(
     -------
     Tensor [total_k]
         float32 (float64 for float64 input): each key's mean probability over heads and scoring rows of its sequence;
-        zero outside `key_range` and in a sequence without a row that scores.
+        zero outside `key_range`, in padding, and in a sequence without a row that scores.
 
     Raises
     ------
     TypeError, ValueError
-        For arguments of the wrong type, dtype or shape; the message names them. Lengths and ranges are checked on the
-        host only: reading them from a GPU would wait for it, and there they are trusted.
+        For arguments of the wrong type, dtype, shape or value; the message names them. Lengths and ranges are checked
+        on the host only: reading them from a GPU would wait for it, and there they are trusted.
     RuntimeError
         If the named backend cannot run.
     """

@@ -89,13 +89,18 @@ def column_sums_varlen(
     lse: Tensor | None,
     query_mask: Tensor | None,
 ) -> Tensor:
-    """`column_sums` of every packed sequence alone, zero outside its range; waits for the lengths."""
+    """`column_sums` of every packed sequence alone, zero outside its range; waits for lengths and ranges."""
     scores = torch.zeros(len(key), dtype=torch.promote_types(query.dtype, torch.float32), device=key.device)
-    lengths = [list(itertools.pairwise(cumulative.tolist())) for cumulative in (cu_seqlens_q, cu_seqlens_k)]
-    for b, ((row, row_end), (first, end)) in enumerate(zip(*lengths, strict=True)):
-        rows = [0, row_end - row] if query_range is None else query_range[b].tolist()
-        columns = [0, end - first] if key_range is None else key_range[b].tolist()
-        if rows[0] == rows[1] or columns[0] == columns[1]:
+    bounds = [list(itertools.pairwise(cumulative.tolist())) for cumulative in (cu_seqlens_q, cu_seqlens_k)]
+    whole = [[(0, end - first) for first, end in side] for side in bounds]
+    ranges = [
+        given
+        if chosen is None
+        else [(max(0, a), min(b, n)) for (a, b), (_, n) in zip(chosen.tolist(), given, strict=True)]
+        for chosen, given in zip((query_range, key_range), whole, strict=True)
+    ]
+    for (row, row_end), (first, end), rows, columns in zip(*bounds, *ranges, strict=True):
+        if rows[0] >= rows[1] or columns[0] >= columns[1]:
             continue
         scoring = slice(row + rows[0], row + rows[1])
         scores[first + columns[0] : first + columns[1]] = column_sums(

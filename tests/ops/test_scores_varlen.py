@@ -106,7 +106,7 @@ GOOD = {"cu_seqlens_q": [0, 2, 5], "cu_seqlens_k": [0, 40, 60]}
         ("query", torch.zeros(5, 3, 64)),
         ("key", torch.zeros(60, 2, 32)),
         ("key", torch.zeros(60, 2, 64, dtype=torch.float16)),
-        ("cu_seqlens_q", torch.tensor([0, 2, 4])),
+        ("cu_seqlens_q", torch.tensor([0, 2, 6])),
         ("cu_seqlens_q", torch.tensor([0, 5])),
         ("cu_seqlens_q", torch.tensor([0.0, 2, 5])),
         ("cu_seqlens_k", torch.tensor([1, 40, 60])),

@@ -7,6 +7,8 @@ from brute_force import assert_as_good_as_plain
 from op_inputs import packed
 
 from adatp_kernels import ops
+from adatp_kernels.ops import reference
+from adatp_kernels.ops.triton import column_sums_varlen as kernels
 
 RELATIVE = {torch.float32: 1e-5, torch.float16: 3e-3, torch.bfloat16: 2e-2}
 # Rows and keys of each sequence: blocks that end with a sequence and within, the shortest, empty ones, more rows than keys.
@@ -72,19 +74,76 @@ def test_a_sequence_has_the_same_bits_in_any_company(device):
         assert actual.equal(together[first:end])
 
 
+def spread(value, by):
+    """The same values with a stride of `by`, and between them what is wrong."""
+    wide = torch.full((len(value), by), 99, dtype=value.dtype)
+    wide[:, 1] = value
+    return wide[:, 1]
+
+
 def test_every_stride_is_used(device):
     query, key, where = packed([(4, 50), (6, 70)], 128)
-    bounds = {name: value[:, None].expand(-1, 3).contiguous()[:, 1] for name, value in where.items()}
     key_range = torch.tensor([[3, 9, 40], [0, 9, 69]])[:, ::2]
     query_range = torch.tensor([[1, 2], [4, 6]]).T.contiguous().T
-    mask = (
-        torch.tensor([True, False, True, True, False, True, True, True, True, True])[:, None]
-        .expand(-1, 2)
-        .contiguous()[:, 0]
-    )
-    assert mask.stride(0) == 2
-    options = {"query_range": query_range, "key_range": key_range, "query_mask": mask}
-    check(query[..., ::2], key.transpose(0, 1).contiguous().transpose(0, 1)[..., ::2], bounds, device, **options)
+    mask = spread(torch.tensor([1, 0, 1, 1, 0, 1, 1, 1, 1, 1]), 2) == 1
+    options = {
+        "query_range": query_range,
+        "key_range": key_range,
+        "query_mask": spread(mask.to(torch.uint8), 3).view(torch.bool),
+    }
+    check(query[..., ::2], key.transpose(0, 1).contiguous().transpose(0, 1)[..., ::2], where, device, **options)
+
+
+def test_strides_of_lengths_and_lse(device):
+    query, key, where = packed([(4, 50), (6, 70)])
+    lse = packed_lse(query, key, where).T.contiguous().T
+    bounds = {n: spread(v, by).to(device) for (n, v), by in zip(where.items(), (2, 3), strict=True)}
+    expected = brute_force.column_sums_varlen(query, key, **where)
+    for given in (None, lse.to(device), lse.double().to(device)):
+        actual = ops.column_sums_varlen(query.to(device), key.to(device), lse=given, backend="triton", **bounds)
+        assert_as_good_as_plain(actual.cpu(), expected, expected, 1e-5)
+
+
+def test_scale(device):
+    query, key, where = packed([(3, 70), (5, 40)])
+    expected = brute_force.column_sums_varlen(2 * query, key, **where)
+    moved = {name: value.to(device) for name, value in where.items()}
+    for lse in (None, packed_lse(2 * query, key, where).to(device)):
+        actual = ops.column_sums_varlen(
+            query.to(device), key.to(device), scale=0.25, lse=lse, backend="triton", **moved
+        )
+        assert_as_good_as_plain(actual.cpu(), expected, expected, 1e-5)
+
+
+def test_ranges_that_nobody_checked_stay_within_their_sequence(device):
+    """On a GPU ranges are not read; on the host the backends are asked past the checks."""
+    query, key, where = packed([(4, 50), (6, 70), (2, 30)])
+    wide = {
+        "query_range": torch.tensor([[-3, 2], [1, 99], [7, 9]]),
+        "key_range": torch.tensor([[-9, 40], [5, 999], [3, 20]]),
+    }
+    clipped = {
+        "query_range": torch.tensor([[0, 2], [1, 6], [2, 2]]),
+        "key_range": torch.tensor([[0, 40], [5, 70], [3, 20]]),
+    }
+    for backend in (kernels, reference):
+        runs = [
+            backend.column_sums_varlen(
+                query.to(device), key.to(device), scale=0.125, lse=None, query_mask=None,
+                **{name: value.to(device) for name, value in (where | ranges).items()},
+            )
+            for ranges in (wide, clipped)
+        ]  # fmt: skip
+        assert runs[0].equal(runs[1])
+
+
+def test_padding_behind_the_last_sequence_scores_zero(device):
+    query, key, where = packed([(4, 50), (6, 70), (3, 40)])
+    expected = ops.column_sums_varlen(query[:10], key[:120], **{n: v[:3] for n, v in where.items()})
+    moved = {n: v[:3].to(device) for n, v in where.items()}
+    actual = ops.column_sums_varlen(query.to(device), key.to(device), backend="triton", **moved).cpu()
+    torch.testing.assert_close(actual[:120], expected)
+    assert (actual[120:] == 0).all()
 
 
 def test_blocks_are_found_in_every_sequence(device):

@@ -36,8 +36,9 @@ def refuses(operation: str, *tensors: Tensor, moved: Sequence[Tensor] = ()) -> s
     if operation in ("row_lse", "column_sums", "column_sums_varlen", "prune"):
         if tensors[0].shape[-1] > 256:
             return f"the head dim may be at most 256, not {tensors[0].shape[-1]}"
-        if operation != "column_sums_varlen" and tensors[1].shape[0] * tensors[1].shape[1] > 65535:
-            return f"batch times key heads may be at most 65535, not {tensors[1].shape[0] * tensors[1].shape[1]}"
+        heads = tensors[1].shape[1] * (1 if operation == "column_sums_varlen" else tensors[1].shape[0])
+        if heads > 65535:
+            return f"batch times key heads may be at most 65535, not {heads}"
     if operation == "select" and tensors[0].shape[0] > 65535:
         return f"the batch may be at most 65535, not {tensors[0].shape[0]}"
     return None if INTERPRETED else _gpu_refuses(operation, device)

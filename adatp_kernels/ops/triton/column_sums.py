@@ -108,12 +108,16 @@ def _load_lse(lse, row, rows, first_head, in_range, stride_h, stride_t, stride_s
     if splits > 1:
         b_max = b_lse
         for split in range(1, splits):
-            b_part = tl.load(lse + offset + split * stride_s, mask=in_range, other=float("-inf")) * LOG2_E
+            b_part = (
+                tl.load(lse + offset + split * stride_s, mask=in_range, other=float("-inf")).to(tl.float32) * LOG2_E
+            )
             b_max = tl.maximum(b_max, b_part)
         shift = tl.where(b_max == float("-inf"), 0.0, b_max)
         b_sum = tl.exp2(b_lse - shift)
         for split in range(1, splits):
-            b_part = tl.load(lse + offset + split * stride_s, mask=in_range, other=float("-inf")) * LOG2_E
+            b_part = (
+                tl.load(lse + offset + split * stride_s, mask=in_range, other=float("-inf")).to(tl.float32) * LOG2_E
+            )
             b_sum += tl.exp2(b_part - shift)
         b_lse = tl.where(b_sum == 0.0, float("-inf"), shift + tl.log2(b_sum))
     return b_lse

@@ -47,7 +47,7 @@ def _find_sequence(cu_seqlens, stride, num_sequences, block, SIZE: tl.constexpr,
 
 @triton.jit
 def _load_range(ranges, sequence, length, stride_b, stride_e, HAS_RANGE: tl.constexpr):
-    """The (first, last) of one sequence's range, within its length; the whole sequence without ranges."""
+    """The (first, last) of one sequence's range, cut to its length; the whole sequence without ranges."""
     first, last = 0, length
     if HAS_RANGE:
         first = tl.maximum(tl.load(ranges + sequence * stride_b).to(tl.int32), 0)
@@ -55,7 +55,11 @@ def _load_range(ranges, sequence, length, stride_b, stride_e, HAS_RANGE: tl.cons
     return first, last
 
 
-@triton.jit(do_not_specialize=["num_sequences", "total_rows"])
+# What changes from batch to batch must not make the compiler specialise again.
+@triton.jit(
+    do_not_specialize=["num_sequences", "total_rows", "stride_cq", "stride_ck", "stride_rb", "stride_re"],
+    do_not_specialize_on_alignment=["cu_seqlens_q", "cu_seqlens_k", "query_range"],
+)
 def _row_lse_varlen_kernel(
     query, key, cu_seqlens_q, cu_seqlens_k, query_range, partial,
     num_sequences, total_rows, scale_log2, stride_cq, stride_ck, stride_rb, stride_re,
@@ -66,7 +70,7 @@ def _row_lse_varlen_kernel(
 ):  # fmt: skip
     """LSE of BLOCK_M packed rows of one sequence over one split of its keys; grid (row blocks, SPLITS, Hkv).
 
-    Into `partial` [Hq, total_q, SPLITS]; rows that do not score are left as they are.
+    Into `partial` [Hq, total_q, SPLITS]; rows outside `query_range` are left as they are.
     """
     sequence, first_row, length_q, block = _find_sequence(
         cu_seqlens_q, stride_cq, num_sequences, tl.program_id(0), BLOCK_M, GROUP
@@ -93,8 +97,7 @@ def _row_lse_varlen_kernel(
             HEAD_DIM,
             BLOCK_D,
         )  # [BM, D]
-        # No row sees beyond the last one's own key.
-        visible = tl.minimum(length_k, query_start + rows)
+        visible = query_start + rows  # no row sees beyond the last one's own key
         split_length = tl.cdiv(tl.cdiv(visible, SPLITS), BLOCK_N) * BLOCK_N
         first = tl.program_id(1) * split_length
         b_lse = lse_over_keys(
@@ -107,9 +110,12 @@ def _row_lse_varlen_kernel(
 
 
 @triton.jit(
-    do_not_specialize=["num_sequences", "total_keys", "splits", "stride_lh", "stride_lt", "stride_ls"],
-    do_not_specialize_on_alignment=["lse"],
-)
+    do_not_specialize=[
+        "num_sequences", "total_keys", "splits", "stride_cq", "stride_ck", "stride_rb", "stride_re", "stride_vb",
+        "stride_ve", "stride_lh", "stride_lt", "stride_ls", "stride_mt",
+    ],
+    do_not_specialize_on_alignment=["lse", "cu_seqlens_q", "cu_seqlens_k", "query_range", "key_range", "query_mask"],
+)  # fmt: skip
 def _column_sums_varlen_kernel(
     query, key, lse, cu_seqlens_q, cu_seqlens_k, query_range, key_range, query_mask, partial,
     num_sequences, total_keys, scale_log2, stride_cq, stride_ck, stride_rb, stride_re, stride_vb, stride_ve,
@@ -156,7 +162,10 @@ def _column_sums_varlen_kernel(
         tl.store(partial + head.to(tl.int64) * total_keys + first_key + o_n, b_sum, mask=o_n < length_k)
 
 
-@triton.jit(do_not_specialize=["num_sequences", "total_keys"])
+@triton.jit(
+    do_not_specialize=["num_sequences", "total_keys", "stride_cq", "stride_ck", "stride_rb", "stride_re", "stride_mt"],
+    do_not_specialize_on_alignment=["cu_seqlens_q", "cu_seqlens_k", "query_range", "query_mask"],
+)
 def _mean_varlen_kernel(
     partial, cu_seqlens_q, cu_seqlens_k, query_range, query_mask, scores,
     num_sequences, total_keys, kv_heads, stride_cq, stride_ck, stride_rb, stride_re, stride_mt,
@@ -218,7 +227,7 @@ def column_sums_varlen(
         *query.stride(), *key.stride(), *splits.stride(), splits.shape[2], mask_stride,
         HAS_QUERY_RANGE=has_rows, HAS_KEY_RANGE=key_range is not None, HAS_QUERY_MASK=query_mask is not None, **sizes,
     )  # fmt: skip
-    scores = torch.empty(total_keys, dtype=torch.float32, device=query.device)
+    scores = torch.zeros(total_keys, dtype=torch.float32, device=query.device)  # also behind the last sequence
     _mean_varlen_kernel[(total_keys // 256 + num_sequences,)](
         partial, cu_seqlens_q, cu_seqlens_k, rows, mask, scores,
         num_sequences, total_keys, kv_heads, *lengths, *row_strides, mask_stride,
