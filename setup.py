@@ -1,5 +1,59 @@
-"""Everything is in pyproject.toml; this file is where the compiled library of csrc/ will be built."""
+"""What pyproject.toml cannot say: the compiled CPU library, and its sources beside it, for a wheel or an install.
+
+The library is built when a compiler and PyTorch's headers are here, and otherwise at first use; so it is with an
+editable install, whose sources may change.
+"""
+
+import importlib.util
+import shutil
+from pathlib import Path
 
 from setuptools import setup
+from setuptools.command.bdist_wheel import bdist_wheel
+from setuptools.command.build_py import build_py
 
-setup()
+ROOT = Path(__file__).resolve().parent
+spec = importlib.util.spec_from_file_location("native_build", ROOT / "adatp_kernels/ops/native/build.py")
+native = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(native)
+
+
+def can_build() -> bool:
+    """Whether a compiler and PyTorch's headers are here."""
+    try:
+        return bool(native.compiler() and native.torch_folder())
+    except native.BuildError:
+        return False
+
+
+class BuildPackage(build_py):
+    """Adds ``csrc/`` and the library to the package."""
+
+    def run(self) -> None:
+        """Build the package."""
+        super().run()
+        if self.editable_mode:
+            return
+        package = Path(self.build_lib) / "adatp_kernels"
+        shutil.copytree(ROOT / "csrc", package / "csrc", dirs_exist_ok=True)
+        try:
+            native.compile_library(package.resolve() / native.LIBRARY)
+        except native.BuildError as error:
+            print(f"the CPU library will be built at first use: {error}")
+
+
+class Wheel(bdist_wheel):
+    """A wheel with a library is for one platform, but for every Python: the library does not know of Python."""
+
+    def finalize_options(self) -> None:
+        """Decide where the files go."""
+        super().finalize_options()
+        self.root_is_pure = not can_build()
+
+    def get_tag(self) -> tuple[str, str, str]:
+        """Return the tag of Python, its ABI, and the platform."""
+        python, abi, platform = super().get_tag()
+        return ("py3", "none", platform) if not self.root_is_pure else (python, abi, platform)
+
+
+setup(cmdclass={"build_py": BuildPackage, "bdist_wheel": Wheel})

@@ -7,7 +7,7 @@ from pathlib import Path
 
 # What every benchmark of this process measured.
 ROWS: list[dict] = []
-KEYS = ("N", "T", "batch", "kept", "target")
+KEYS = ("N", "T", "batch", "packed", "kept", "target")
 
 
 def _case(row: dict) -> tuple:

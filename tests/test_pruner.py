@@ -593,7 +593,7 @@ def test_no_stage_is_left():
 
 
 def test_the_configs_backend_runs(monkeypatch):
-    pruner = pruner_of(half(backend="native"))
+    pruner = pruner_of(half(backend="triton"))
     state = pruner.begin(FLAT, 10, segments=torch.tensor([0]))
-    with pytest.raises(RuntimeError, match="^backend: 'native' cannot run"):
+    with pytest.raises(RuntimeError, match="^backend: 'triton' cannot run"):
         pruner(state, *scripted([0.0] * 8, 10, 1), (), dims=1)

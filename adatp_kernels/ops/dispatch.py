@@ -13,10 +13,16 @@ from torch import Tensor
 from adatp_kernels.config import BACKENDS
 from adatp_kernels.errors import choice
 
-# Fastest first; the reference runs anything. A backend is a module with one function per operation, called with
-# checked arguments, and `refuses(operation, *tensors, moved)`, which says why it cannot run on some tensors.
-_MODULES = {"triton": "adatp_kernels.ops.triton.backend", "reference": "adatp_kernels.ops.reference"}
-_MISSING = "this version of adatp_kernels does not contain it"
+# A backend is a module with one function per operation, called with checked arguments, and `refuses(operation,
+# *tensors, moved)`, which says why it cannot run on some tensors. Its DETAILS, if it has any, go into the report.
+_MODULES = {
+    "native": "adatp_kernels.ops.native.backend",
+    "triton": "adatp_kernels.ops.triton.backend",
+    "reference": "adatp_kernels.ops.reference",
+}
+# What "auto" tries, fastest first; the reference runs anything. What cannot run on a kind of tensors is not even loaded:
+# Triton's interpreter could run CPU tensors, slowly, and the native library would have to be compiled.
+_ON_CPU, _ON_GPU = ("native", "reference"), ("triton", "reference")
 
 # Loaded backends, or why they could not be loaded.
 _loaded: dict[str, ModuleType | str] = {}
@@ -36,17 +42,20 @@ class BackendReport:
         Why each unavailable backend is so.
     last_used : dict of str to str
         The backend that each operation ran on last; operations not yet called are absent.
+    details : dict of str to str
+        What else is known of a backend, such as where its compiled library is.
     """
 
     available: dict[str, bool]
     reasons: dict[str, str]
     last_used: dict[str, str] = field(default_factory=dict)
+    details: dict[str, str] = field(default_factory=dict)
 
     def __str__(self) -> str:
-        lines = [
-            f"{name:<10} {'available' if here else 'not available: ' + self.reasons[name]}"
-            for name, here in self.available.items()
-        ]
+        lines = []
+        for name, here in self.available.items():
+            state = f"available: {self.details[name]}" if name in self.details else "available"
+            lines.append(f"{name:<10} {state if here else 'not available: ' + self.reasons[name]}")
         used = ", ".join(f"{operation} on {backend}" for operation, backend in self.last_used.items())
         return "\n".join([*lines, f"last used: {used or 'nothing yet'}"])
 
@@ -58,10 +67,11 @@ def backend_report() -> BackendReport:
     -------
     BackendReport
     """
-    probe = torch.empty(1, 1, 1, 1, device="cuda" if torch.cuda.is_available() else "cpu")
-    reasons = {name: _refusal(name, "gather", (probe,)) for name in ("native", "triton", "reference")}
+    gpu = torch.empty(1, 1, 1, 1, device="cuda" if torch.cuda.is_available() else "cpu")
+    reasons = {name: _refusal(name, "gather", (gpu.cpu() if name == "native" else gpu,)) for name in _MODULES}
     unavailable = {name: reason for name, reason in reasons.items() if reason is not None}
-    return BackendReport({name: name not in unavailable for name in reasons}, unavailable, dict(_last))
+    details = {name: module.DETAILS for name, module in _loaded.items() if hasattr(module, "DETAILS")}
+    return BackendReport({name: name not in unavailable for name in reasons}, unavailable, dict(_last), details)
 
 
 def last_used() -> dict[str, str]:
@@ -81,9 +91,7 @@ def implementation(operation: str, backend: str, *tensors: Tensor, moved: Sequen
     """
     choice("backend", backend, BACKENDS)
     if backend == "auto":
-        # Triton is not even loaded for CPU tensors, though its interpreter could run them, slowly.
-        on_cpu = tensors[0].device.type == "cpu"
-        names = (name for name in _MODULES if not (on_cpu and name == "triton"))
+        names = _ON_CPU if tensors[0].device.type == "cpu" else _ON_GPU
         name = next(name for name in names if _refusal(name, operation, tensors, moved) is None)
     else:
         name = backend
@@ -102,8 +110,6 @@ def _refusal(name: str, operation: str, tensors: Sequence[Tensor], moved: Sequen
 
 
 def _load(name: str) -> ModuleType | str:
-    if name not in _MODULES:
-        return _MISSING
     try:
         return importlib.import_module(_MODULES[name])
     except ImportError as error:

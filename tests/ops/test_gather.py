@@ -7,6 +7,8 @@ from op_inputs import counted, picked
 
 from adatp_kernels.ops import gather
 
+pytestmark = pytest.mark.usefixtures("backend_of_auto")
+
 DTYPES = [
     torch.bool,
     torch.uint8,

@@ -11,6 +11,8 @@ from op_inputs import counted, inputs, left_padding, picked
 from adatp_kernels import Stage
 from adatp_kernels.ops import prune, row_lse
 
+pytestmark = pytest.mark.usefixtures("backend_of_auto")
+
 
 def prune_arguments(batch=2, older=0):
     """Two text tokens, eight visual ones in columns 2 to 9 with a timestamp at 6, three text tokens."""

@@ -11,6 +11,8 @@ from op_inputs import HALF, packed
 from adatp_kernels import ops
 from adatp_kernels.ops import column_sums_varlen
 
+pytestmark = pytest.mark.usefixtures("backend_of_auto")
+
 LENGTHS = [(3, 70), (17, 64), (1, 1), (0, 5), (2, 0), (0, 0), (9, 4)]
 
 

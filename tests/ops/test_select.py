@@ -12,6 +12,8 @@ from op_inputs import HALF
 
 from adatp_kernels.ops import select
 
+pytestmark = pytest.mark.usefixtures("backend_of_auto")
+
 # Few distinct values, so that ties are the rule; zeros of both signs and everything that does not compare.
 AWKWARD = [math.nan, math.inf, -math.inf, -0.0, 0.0, 0.25, 0.5, 0.5, 1.0, -1.0]
 

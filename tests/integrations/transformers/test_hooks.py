@@ -1,5 +1,7 @@
 """How accelerate runs: what it reuses, what other software gets to see, and that nothing waits."""
 
+import dataclasses
+
 import pytest
 import torch
 from small_models import CELLS, CONFIG, LAYERS, TOLERANCE, VIDEO, generate, llava_onevision, masked, prompt
@@ -15,12 +17,12 @@ def test_adatp_attention_reuses_its_lse(monkeypatch):
         raise AssertionError("the LSE was recomputed")
 
     monkeypatch.setattr(reference, "row_lse", refuse)
-    inputs = prompt()
+    inputs, config = prompt(), dataclasses.replace(CONFIG, backend="reference")
     model = llava_onevision("adatp")
-    with adatp.accelerate(model, CONFIG):
+    with adatp.accelerate(model, config):
         generate(model, inputs, max_new_tokens=1)
     model = llava_onevision("sdpa")
-    with adatp.accelerate(model, CONFIG), pytest.raises(AssertionError, match="recomputed"):
+    with adatp.accelerate(model, config), pytest.raises(AssertionError, match="recomputed"):
         generate(model, inputs, max_new_tokens=1)
 
 

@@ -1,0 +1,1 @@
+"""The native backend: compiled C++ for CPU tensors, from ``csrc/``."""

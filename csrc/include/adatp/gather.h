@@ -1,0 +1,118 @@
+// Moving the surviving tokens of any number of tensors together on a CPU.
+#pragma once
+
+#include <algorithm>
+#include <cstdint>
+#include <cstring>
+#include <vector>
+
+#include "adatp/common.h"
+
+namespace adatp {
+
+// Tokens to take, [batch, count] with strides in elements.
+struct Tokens {
+  const int64_t* data;
+  int64_t batch, count;
+  int64_t strides[2];
+};
+
+// A tensor and where its tokens go. Sizes and strides, in elements, have `dims` entries. With a batch of one all
+// batch-like dimensions take the same tokens; otherwise `batch_dim` takes its own, or is broadcast from size 1.
+struct Transfer {
+  const void* source;
+  void* target;
+  int64_t element_size, dims;
+  const int64_t *source_sizes, *source_strides, *target_sizes, *target_strides;
+  int64_t batch_dim, token_dim;
+};
+
+namespace detail {
+
+// Tokens that a thread moves at a time.
+constexpr int64_t CHUNK = 64;
+
+template <int64_t Bytes>
+void copy_pieces(const char* source, char* target, const int64_t* tokens, int64_t count, int64_t source_token,
+                 int64_t target_token) {
+  for (int64_t i = 0; i < count; ++i)
+    std::memcpy(target + i * target_token, source + tokens[i] * source_token, Bytes);
+}
+
+inline void copy_pieces(const char* source, char* target, const int64_t* tokens, int64_t count, int64_t source_token,
+                        int64_t target_token, int64_t piece) {
+  switch (piece) {
+    case 1: return copy_pieces<1>(source, target, tokens, count, source_token, target_token);
+    case 2: return copy_pieces<2>(source, target, tokens, count, source_token, target_token);
+    case 4: return copy_pieces<4>(source, target, tokens, count, source_token, target_token);
+    case 8: return copy_pieces<8>(source, target, tokens, count, source_token, target_token);
+    default:
+      for (int64_t i = 0; i < count; ++i)
+        std::memcpy(target + i * target_token, source + tokens[i] * source_token, piece);
+  }
+}
+
+// Up to CHUNK tokens of one batch row, for every element of the dimensions before and behind the tokens.
+inline void move_chunk(const Transfer& t, const Tokens& tokens, int64_t batch, int64_t first) {
+  int64_t chosen[CHUNK];
+  const int64_t count = std::min(CHUNK, tokens.count - first);
+  for (int64_t i = 0; i < count; ++i)
+    chosen[i] = tokens.data[batch * tokens.strides[0] + (first + i) * tokens.strides[1]];
+  const char* source = static_cast<const char*>(t.source);
+  char* target = static_cast<char*>(t.target) + first * t.target_strides[t.token_dim] * t.element_size;
+  const bool own_batch = tokens.batch > 1;
+  if (own_batch) {
+    if (t.source_sizes[t.batch_dim] > 1) source += batch * t.source_strides[t.batch_dim] * t.element_size;
+    target += batch * t.target_strides[t.batch_dim] * t.element_size;
+  }
+  // What lies together at the end in both tensors is one piece; the other dimensions are walked.
+  int64_t piece = t.element_size;
+  struct Walk { int64_t size, source, target, at; };
+  std::vector<Walk> walks;
+  for (int64_t d = t.dims - 1; d >= 0; --d) {
+    const int64_t size = t.target_sizes[d];
+    if (d == t.token_dim || (own_batch && d == t.batch_dim) || size == 1) continue;
+    const int64_t from = t.source_strides[d] * t.element_size, to = t.target_strides[d] * t.element_size;
+    if (walks.empty() && from == piece && to == piece)
+      piece *= size;
+    else
+      walks.push_back({size, from, to, 0});
+  }
+  const int64_t source_token = t.source_strides[t.token_dim] * t.element_size;
+  const int64_t target_token = t.target_strides[t.token_dim] * t.element_size;
+  for (;;) {
+    copy_pieces(source, target, chosen, count, source_token, target_token, piece);
+    size_t d = 0;
+    for (; d < walks.size(); ++d) {
+      Walk& walk = walks[d];
+      source += walk.source;
+      target += walk.target;
+      if (++walk.at < walk.size) break;
+      source -= walk.size * walk.source;
+      target -= walk.size * walk.target;
+      walk.at = 0;
+    }
+    if (d == walks.size()) return;
+  }
+}
+
+}  // namespace detail
+
+// Every transfer, of tensors that are not empty. `parallel` is as in column_sums.h.
+template <class Parallel>
+void gather(const Tokens& tokens, const std::vector<Transfer>& transfers, const Parallel& parallel) {
+  const int64_t chunks = (tokens.count + detail::CHUNK - 1) / detail::CHUNK;
+  const int64_t tasks = int64_t(transfers.size()) * tokens.batch * chunks;
+  int64_t bytes = 0;
+  for (const Transfer& t : transfers) {
+    int64_t all = t.element_size;
+    for (int64_t d = 0; d < t.dims; ++d) all *= t.target_sizes[d];
+    bytes += all;
+  }
+  parallel(tasks, grain_of(bytes / tasks), [&](int64_t task) {
+    const int64_t chunk = task % chunks, batch = task / chunks % tokens.batch;
+    detail::move_chunk(transfers[task / chunks / tokens.batch], tokens, batch, chunk * detail::CHUNK);
+  });
+}
+
+}  // namespace adatp

@@ -1,0 +1,153 @@
+"""Where the compiled library comes from, and that everything works wherever it cannot."""
+
+import os
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from adatp_kernels.ops.native import build
+
+SELECT = """
+import logging, sys, torch
+from adatp_kernels import ops
+kept = ops.select(torch.tensor([[3.0, 1.0, 2.0]]), torch.zeros(3, dtype=torch.long), torch.arange(3), [2])
+assert kept.tolist() == [[0, 2]], kept
+print(ops.backend_report())
+"""
+
+
+@pytest.fixture(scope="session")
+def compiled(tmp_path_factory):
+    """The library, compiled once, in a cache of its own."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ADATP_CACHE", str(tmp_path_factory.mktemp("cache")))
+        try:
+            return build.find_or_build()
+        except build.BuildError as error:
+            pytest.skip(f"nothing can be compiled here: {error}")
+
+
+@pytest.fixture
+def cache(compiled, tmp_path, monkeypatch):
+    """An empty cache, and a compiler that is fast because it copies."""
+    built = []
+
+    def copy(target):
+        built.append(target)
+        shutil.copy(compiled.path, target)
+
+    monkeypatch.setenv("ADATP_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(build, "compile_library", copy)
+    return built
+
+
+def in_a_new_process(**environment):
+    environment = {**os.environ, **environment}
+    result = subprocess.run(
+        [sys.executable, "-c", SELECT], env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert result.returncode == 0, result.stderr
+    return result.stdout, result.stderr
+
+
+def test_built_at_first_use_and_cached_for_the_next(compiled):
+    assert "built with" in compiled.origin
+    report, log = in_a_new_process(ADATP_CACHE=str(compiled.path.parent.parent))
+    assert f"native     available: cached in {compiled.path.parent}" in report
+    assert "select on native" in report
+    assert "compiling" not in log
+
+
+def test_without_a_compiler_the_reference_runs(tmp_path):
+    report, _ = in_a_new_process(PATH="", CXX="", ADATP_CACHE=str(tmp_path))
+    assert "native     not available: it cannot be loaded: no C++ compiler: none of g++, c++, clang++ on PATH" in report
+    assert "select on reference" in report
+
+
+def test_a_compiler_that_fails_is_quoted(tmp_path):
+    report, _ = in_a_new_process(CXX="false", ADATP_CACHE=str(tmp_path))
+    assert "native     not available: it cannot be loaded: false failed" in report
+    assert "select on reference" in report
+    assert not list(tmp_path.rglob("*.so"))  # nothing half finished is left
+    report, _ = in_a_new_process(CXX="/nowhere/g++", ADATP_CACHE=str(tmp_path))
+    assert "native     not available" in report and "/nowhere/g++" in report
+
+
+def test_a_cache_that_cannot_be_written(cache, monkeypatch):
+    """/proc takes no folders, not even from root."""
+    monkeypatch.setenv("ADATP_CACHE", "/proc/adatp")
+    library = build.find_or_build()
+    assert library.path.is_file() and len(cache) == 1
+    assert "for this process alone: /proc/adatp" in library.origin
+
+
+def test_a_cache_that_can_only_be_read_is_used(cache, monkeypatch):
+    first = build.find_or_build()
+    monkeypatch.setattr(Path, "mkdir", None)
+    assert build.find_or_build().path == first.path
+    assert len(cache) == 1
+
+
+@pytest.mark.parametrize("damage", ["shorter", "changed", "empty", "no checksum"])
+def test_a_damaged_library_is_built_again(cache, damage):
+    library = build.find_or_build()
+    content = library.path.read_bytes()
+    if damage == "no checksum":
+        (library.path.parent / "sha256").unlink()
+    else:
+        broken = {"shorter": content[:-4096], "changed": content[:9000] + b"\0\1\2" + content[9003:], "empty": b""}
+        library.path.write_bytes(broken[damage])
+    again = build.find_or_build()
+    assert again.path == library.path and again.path.read_bytes() == content
+    assert "built again, because the one there was damaged" in again.origin
+    assert build.find_or_build().origin.startswith("cached")
+    assert len(cache) == 2
+
+
+def test_a_library_that_came_with_the_package_is_preferred_unless_it_cannot_be_loaded(cache, tmp_path, monkeypatch):
+    folder = build.source_folder()
+    monkeypatch.setattr(build, "source_folder", lambda: folder)
+    monkeypatch.setattr(build, "PACKAGE", tmp_path)
+    (tmp_path / build.LIBRARY).write_bytes(b"not a library")
+    assert build.find_or_build() == build.Library(tmp_path / build.LIBRARY, "installed with the package")
+    library = build.find_or_build(anew=True)
+    assert library.path.parent.parent == tmp_path / "cache" and "built again" in library.origin
+
+
+def test_the_cache_knows_sources_compiler_and_flags(monkeypatch):
+    keys = [build._key("g++"), build._key("false")]
+    monkeypatch.setenv("ADATP_CXXFLAGS", "-O1")
+    keys.append(build._key("g++"))
+    monkeypatch.setattr(build, "sources", lambda: [Path(build.__file__)])
+    monkeypatch.setattr(build, "source_folder", lambda: Path(build.__file__).parent)
+    keys.append(build._key("g++"))
+    assert len(set(keys)) == 4
+
+
+def test_where_the_cache_is(monkeypatch):
+    monkeypatch.setenv("HOME", "/home/someone")
+    for name in ("ADATP_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    assert build.cache_folder() == Path("/home/someone/.cache/adatp_kernels")
+    monkeypatch.setenv("XDG_CACHE_HOME", "/tmp/caches")
+    assert build.cache_folder() == Path("/tmp/caches/adatp_kernels")
+    monkeypatch.setenv("ADATP_CACHE", "/tmp/mine")
+    assert build.cache_folder() == Path("/tmp/mine")
+
+
+def test_two_processes_build_at_once(compiled, tmp_path):
+    """One compiles; the other waits, and takes what it finds."""
+    script = "from adatp_kernels.ops.native import build; print(build.find_or_build().origin)"
+    environment = {**os.environ, "ADATP_CACHE": str(tmp_path), "ADATP_CXXFLAGS": "-O0"}
+    processes = [
+        subprocess.Popen([sys.executable, "-c", script], env=environment, stdout=subprocess.PIPE, text=True)
+        for _ in "ab"
+    ]
+    origins = sorted(
+        process.communicate(timeout=300)[0].split(" with ")[0].split(" in ")[0].strip() for process in processes
+    )
+    assert origins == ["built", "cached"]
+    assert len(list(tmp_path.rglob("*.so"))) == 1
