@@ -8,7 +8,7 @@ import importlib.util
 import shutil
 from pathlib import Path
 
-from setuptools import setup
+from setuptools import Distribution, setup
 from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_py import build_py
 
@@ -45,15 +45,18 @@ class BuildPackage(build_py):
 class Wheel(bdist_wheel):
     """A wheel with a library is for one platform, but for every Python: the library does not know of Python."""
 
-    def finalize_options(self) -> None:
-        """Decide where the files go."""
-        super().finalize_options()
-        self.root_is_pure = not can_build()
-
     def get_tag(self) -> tuple[str, str, str]:
         """Return the tag of Python, its ABI, and the platform."""
         python, abi, platform = super().get_tag()
-        return ("py3", "none", platform) if not self.root_is_pure else (python, abi, platform)
+        return (python, abi, platform) if self.root_is_pure else ("py3", "none", platform)
 
 
-setup(cmdclass={"build_py": BuildPackage, "bdist_wheel": Wheel})
+class Package(Distribution):
+    """Says whether there will be compiled code, which setuptools can't know."""
+
+    def has_ext_modules(self) -> bool:
+        """Whether the files belong where a platform's own go."""
+        return can_build()
+
+
+setup(cmdclass={"build_py": BuildPackage, "bdist_wheel": Wheel}, distclass=Package)

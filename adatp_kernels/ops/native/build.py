@@ -19,8 +19,8 @@ import sys
 import sysconfig
 import tempfile
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
 PACKAGE = Path(__file__).resolve().parent.parent.parent
 LIBRARY = "adatp_cpu.so"
@@ -37,8 +37,7 @@ class BuildError(RuntimeError):
     """Why there is no library."""
 
 
-@dataclass(frozen=True)
-class Library:
+class Library(NamedTuple):
     """A library that can be loaded, and in a few words where it comes from."""
 
     path: Path
