@@ -137,11 +137,18 @@ def packed(dtype: torch.dtype, dim: int, total: int = 3000, double: bool = True)
         )
 
 
-def choose(dedup: str, positions: int) -> None:
+def choose(dedup: str, positions: int, first: int = 0) -> None:
     ids = torch.zeros(1, 6272, dtype=torch.int64)
     options = {"dedup": dedup, "soft_weight": 0.5, "num_selected": 640, "num_positions": positions}
     for prior in (None, torch.empty(1, 6272)):
-        select.select(torch.empty(1, 6272), ids, ids, torch.ones(1, 32, dtype=torch.int64), prior=prior, **options)
+        select.select(
+            torch.empty(1, 6280)[:, first : first + 6272],
+            ids,
+            ids,
+            torch.ones(1, 32, dtype=torch.int64),
+            prior=prior,
+            **options,
+        )
 
 
 def travelling(length: int = 1500) -> tuple[list[torch.Tensor], list[tuple[int, int]]]:
@@ -242,10 +249,23 @@ def unordered(kernel, case: str) -> Iterator[str]:
         maximum, counter = text.rfind(".max.u64"), text.find(".acq_rel.add")
         if counter < 0:
             yield "counts arrivals without ordering memory"
-        elif "bar.sync" not in text[text.rfind("st.global.b8", 0, counter) : counter]:
+        if "bar.sync" not in text[text.rfind("st.global.b8", 0, counter) : counter]:
             yield "is counted before its flags are written"
-        if maximum > 0 and "bar.sync" not in text[maximum : text.find("ld.global.cg", maximum)]:
-            yield "reads the best columns before they are"
+        if "ld.global.cg.b8" not in text[counter:]:
+            yield "may read stale flags"
+        if maximum > 0:
+            best = text.find("ld.global.cg.b64", maximum)
+            if best < 0:
+                yield "may read stale best columns"
+            elif "bar.sync" not in text[maximum:best]:
+                yield "reads the best columns before they are"
+        # 32-bit words are stored to `work` alone, and what one pass over the columns stores the next one loads.
+        stored = False
+        for step in re.findall(r"st\.global\.(?:v\d\.)?b32|ld\.global|bar\.sync", text):
+            if step == "ld.global" and stored:
+                yield "reads its work before it is done"
+                break
+            stored = step.startswith("st") or (stored and step != "bar.sync")
 
 
 def check(name: str, gpu: Gpu) -> int:
@@ -288,6 +308,12 @@ def check(name: str, gpu: Gpu) -> int:
         numbers = variants()
     print(f"{name:<7} compiled over four packed batches, LSE given and not: {numbers}")
     failures += max(numbers.values()) > 1
+    with compiling_for(gpu):
+        choose("strict", 196)
+        choose("strict", 196, first=1)
+        numbers = variants()
+    print(f"{name:<7} compiled for scores that are aligned and not, with a prior and without: {numbers}")
+    failures += max(numbers.values()) > 2
     for lse, batch in ((True, 1), (False, 1), (True, 3)):
         with compiling_for(gpu):
             numbers = variants_of_a_prompt(lse=lse, batch=batch)

@@ -135,23 +135,75 @@ def test_prior_of_any_dtype(dtype, device):
     )
 
 
+@pytest.mark.parametrize("num_selected", [1, 8])
 @pytest.mark.parametrize("num_positions", [2, 2000])
 @pytest.mark.parametrize("dedup", ["strict", "soft", "off"])
-def test_what_a_caller_got_wrong_touches_no_other_memory(dedup, num_positions, device):
-    """Positions beyond the table, budgets beyond the columns: any choice will do, but indices must be tokens."""
-    positions = torch.tensor([-3, 2**40, 0, 1, 0, 1, 5000, 7])
-    for budget in (-1, 5, 8, 2**32 + 5):
+def test_what_a_caller_got_wrong_touches_no_other_memory(dedup, num_positions, num_selected, device):
+    """Positions beyond the table, budgets beyond the columns: any choice will do, but indices must be tokens.
+
+    With one batch row the counter of arrivals lies right behind the only table.
+    """
+    positions = torch.tensor([-3, 2**40, 0, num_positions, 0, 1, 5000, num_positions])
+    for budget in (-1, 0, 2, 5, 8, 2**32 + 5):
         kept = ops.select(
             torch.rand(1, 8).to(device),
             torch.zeros(8, dtype=torch.long, device=device),
             positions.to(device),
             [budget],
             dedup=dedup,
-            num_selected=8,
+            num_selected=num_selected,
             num_positions=num_positions,
             backend="triton",
         )
-        assert kept.shape == (1, 8)
+        assert kept.shape == (1, num_selected)
+        assert ((kept >= 0) & (kept < 8)).all()
+
+
+def test_too_few_repeat_the_last_token_of_the_columns(device, monkeypatch):
+    monkeypatch.setattr(kernels, "_BLOCK", 2)
+    segments, positions, budgets = (torch.tensor([v]).to(device) for v in ([0] * 6, list(range(6)), [1]))
+    kept = kernels.select_tokens(
+        torch.rand(1, 6).to(device), None, segments, positions, budgets, dedup="off", soft_weight=0.0, prior=None,
+        num_selected=6, num_positions=6, workspace=None, first=3, length=12,
+    )[0].tolist()  # fmt: skip
+    assert kept[:3] == [0, 1, 2] and kept[9:] == [9, 10, 11] and 3 <= kept[3] <= 8 and kept[4:9] == [8] * 5
+
+
+@pytest.mark.parametrize("start", [0x40490FDA, 0x3F800000, -0x3FB6F026, -0x40800000])
+@pytest.mark.parametrize("digits", [False, True])
+def test_neighbouring_floats_are_told_apart(start, digits, device, monkeypatch):
+    if digits:
+        monkeypatch.setattr(kernels, "_SORTED_POSITIONS", 0)
+    scores = (torch.tensor([0, 1, 2, 3, 3, 2, 1, 0], dtype=torch.int32) + start).view(torch.float32)[None]
+    for dedup in ("strict", "soft", "off"):
+        for k in (1, 2, 3):
+            for values in (scores, scores.flip(1)):
+                ids, positions = torch.zeros(8, dtype=torch.long), torch.arange(8) % 4
+                same(values, ids, positions, [k], device, dedup=dedup, soft_weight=1.0)
+
+
+@pytest.mark.parametrize("dedup", ["strict", "soft", "off"])
+def test_rows_of_a_batch_have_segments_and_budgets_of_their_own(dedup, device):
+    ids = torch.tensor([[0] * 5 + [1] * 6 + [-1], [1, 0, -1, 0, 1, 1, 0, 0, 1, 0, 1, 1]])
+    budgets = torch.tensor([[2, 3], [3, 2]]).repeat_interleave(2, 1)[:, ::2]
+    same(torch.rand(2, 12), ids, torch.arange(12) % 6, budgets, device, dedup=dedup, soft_weight=0.5)
+
+
+def test_segments_that_are_strided_and_scattered(device):
+    same(torch.rand(1, 20), (torch.arange(40) * 7 % 3)[::2], torch.arange(20), [2, 2, 2], device)
+
+
+def test_a_segment_ends_before_the_last_block(device, monkeypatch):
+    monkeypatch.setattr(kernels, "_BLOCK", 16)
+    monkeypatch.setattr(kernels, "_ROW_BLOCK", 16)
+    ids = torch.tensor([2] * 20 + [0] * 30 + [1] * 20)
+    same(torch.rand(1, 70), ids, torch.arange(70), [3, 3, 3], device)
+
+
+def test_any_negative_segment_is_kept(device):
+    ids, positions = torch.tensor([-9, 0, 0, -2]).to(device), torch.arange(4).to(device)
+    options = {"num_selected": 2, "num_positions": 4, "backend": "triton"}
+    assert ops.select(torch.rand(1, 4).to(device), ids, positions, [0], **options)[0].tolist() == [0, 3]
 
 
 @pytest.mark.parametrize("dedup", ["strict", "soft", "off"])

@@ -54,7 +54,9 @@ def _is_mine(segments, stride, segment, column, end, scattered):
         "num_columns", "num_segments", "num_kept", "num_positions", "first", "after", "length", "rows",
         "stride_sb", "stride_gb", "stride_pb", "stride_ub", "stride_wb", "stride_rb",
     ],
-    do_not_specialize_on_alignment=["given", "segments", "positions", "budgets", "prior", "best", "arrived"],
+    do_not_specialize_on_alignment=[
+        "given", "partial", "query_mask", "segments", "positions", "budgets", "prior", "best", "arrived",
+    ],
 )  # fmt: skip
 def _select_kernel(
     given, work, partial, query_mask, segments, positions, budgets, prior, best, arrived, flags, kept,
@@ -67,13 +69,14 @@ def _select_kernel(
 ):  # fmt: skip
     """Grid (segments, B). ``best`` [B, S, P] uint64 and ``arrived`` [B] int64 come zeroed.
 
-    ``given`` holds the scores unless ``partial`` does; ``work`` [B, N] int32 is for what becomes of them.
+    ``given`` holds the scores unless ``partial`` does; ``work`` [B, N] int32 takes them up, and then their orders, 0
+    for a column that does not compete. ``flags`` [B, N] int8 says what stays, and ``kept`` [B, tokens] lists it.
 
     1. Where the segment's columns begin and end. Besides, the first program flags what is always kept.
-    2. The columns' scores: reduce the partial ones, apply the prior, and enter each column's key into
-       ``best`` of its position by an integer maximum, which is the same in any order.
-    3. The threshold: strict candidates are few and are sorted; otherwise four passes over the columns,
-       each fixing eight bits of the k-th largest score by a histogram.
+    2. The columns' scores: reduce the partial ones, apply the prior, and (with deduplication) enter each
+       column's key into ``best`` of its position by an integer maximum, which is the same in any order.
+    3. The threshold: strict candidates are few and are sorted; otherwise scores become orders, and four passes
+       over the columns each fix eight bits of the k-th largest order by a histogram.
     4. Flags; ties at the threshold go to the smaller columns by a running count.
     5. The last program to arrive compacts the row by a running sum.
     """
@@ -95,7 +98,7 @@ def _select_kernel(
         low = tl.minimum(low, tl.min(tl.where(mine, o_c, num_columns), 0))
         high = tl.maximum(high, tl.max(tl.where(mine, o_c + 1, 0), 0))
         own += tl.sum(mine.to(tl.int32), 0)
-        # Ids that no segment has are a caller's mistake; they are kept out.
+        # What has no segment is kept; an id beyond the budgets is a caller's mistake and is not.
         nobodys = m_c & (segment == 0) & ((ids < 0) | (ids >= num_segments))
         tl.store(flags + o_c, (ids < 0).to(tl.int8), mask=nobodys)
     scattered = own != high - low
@@ -162,7 +165,7 @@ def _select_kernel(
                 b_count += tl.histogram(((b_order >> shift) & 255).to(tl.int32), 256, mask=agrees)
             at_least = tl.sum(b_count, 0) - tl.cumsum(b_count, 0) + b_count  # columns with this digit or a higher one
             o_d = tl.arange(0, 256)
-            chosen = tl.maximum(tl.max(tl.where(at_least >= left, o_d, 0), 0), 0)
+            chosen = tl.max(tl.where(at_least >= left, o_d, 0), 0)
             left -= tl.sum(tl.where(o_d > chosen, b_count, 0), 0)
             threshold = threshold | (chosen.to(tl.uint32) << shift)
         for start in range(low, high, BLOCK):

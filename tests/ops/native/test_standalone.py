@@ -27,7 +27,8 @@ int main() {
   float moved[2];
   const int64_t sizes[2] = {1, 4}, strides[2] = {4, 1}, moved_sizes[2] = {1, 2}, moved_strides[2] = {2, 1};
   adatp::gather({kept, 1, 2, {2, 1}}, {{key, moved, 4, 2, sizes, strides, moved_sizes, moved_strides, 0, 1}}, serial);
-  std::printf("%.4f %.4f %.4f %lld %lld %.4f %.4f\n", lse[0], scores[0], scores[1], (long long)kept[0], (long long)kept[1], moved[0], moved[1]);
+  std::printf("%.4f %.4f %.4f ", lse[0], scores[0], scores[1]);
+  std::printf("%lld %lld %.4f %.4f\n", (long long)kept[0], (long long)kept[1], moved[0], moved[1]);
 }
 """
 
