@@ -168,8 +168,8 @@ def selection(
 
     Without `num_selected` the budgets are checked, too, and K is counted, which waits for the device.
     """
-    segments = _per_column("segments", segments, columns, device, INTEGERS).to(torch.int64)
-    positions = _per_column("positions", positions, columns, device, INTEGERS).to(torch.int64)
+    segments = _per_column("segments", segments, columns, device, INTEGERS, torch.int64)
+    positions = _per_column("positions", positions, columns, device, INTEGERS, torch.int64)
     table = budget_table(budgets, columns[0], device)
     choice("dedup", dedup, DEDUPLICATION)
     weight = number("soft_weight", soft_weight, low=0.0, high=1.0)
@@ -212,31 +212,37 @@ def _count(segments: Tensor, positions: Tensor, budgets: Tensor, dedup: str) -> 
 
 
 def _per_column(
-    name: str, value: Tensor, columns: tuple[int, int], device: torch.device, dtypes: Sequence[torch.dtype]
+    name: str,
+    value: Tensor,
+    columns: tuple[int, int],
+    device: torch.device,
+    dtypes: Sequence[torch.dtype],
+    wanted: torch.dtype | None = None,
 ) -> Tensor:
-    """A tensor [N] or [B, N] as [B, N], a view."""
+    """A tensor [N] or [B, N] as [B, N], a view, unless it must become of the `wanted` dtype."""
     tensor(name, value, dtypes, device)
-    if value.dim() == 1 and len(value) == columns[1]:
-        value = value[None].expand(columns[0], -1)
-    shape(name, value, columns, "[B, N]")
-    return value
+    given = value.shape
+    if given != columns:
+        if given != columns[1:]:
+            shape(name, value, columns, "[B, N]")
+        value = value.expand(columns)
+    return value if wanted is None or value.dtype == wanted else value.to(wanted)
 
 
 def budget_table(budgets: Any, batch_size: int, device: torch.device) -> Tensor:
     """Budgets [S] or [B, S], from the host or the device, as int64 [B, S] on the device."""
     try:
-        table = torch.as_tensor(budgets)
+        table = budgets if isinstance(budgets, Tensor) else torch.as_tensor(budgets)
     except (TypeError, ValueError, RuntimeError) as error:
         raise TypeError(f"budgets: expected integers of shape [B, S] or [S], got {budgets!r}") from error
-    if table.numel() and table.dtype not in INTEGERS:
+    if table.dtype not in INTEGERS and table.numel():
         raise TypeError(f"budgets: expected integers, got {table.dtype}")
-    if table.dim() == 1:
-        table = table[None].expand(batch_size, -1)
-    if table.dim() != 2 or len(table) != batch_size:
-        raise ValueError(
-            f"budgets: expected shape [B, S] with B = {batch_size}, or [S], got {list(torch.as_tensor(budgets).shape)}"
-        )
-    return table.to(device, torch.int64)
+    given = table.shape
+    if len(given) == 1:
+        table = table.expand(batch_size, -1)
+    elif len(given) != 2 or given[0] != batch_size:
+        raise ValueError(f"budgets: expected shape [B, S] with B = {batch_size}, or [S], got {list(given)}")
+    return table if table.dtype == torch.int64 and table.device == device else table.to(device, torch.int64)
 
 
 def token_dims(tensors: Any, dims: Any) -> list[Any]:

@@ -94,7 +94,10 @@ def select(
     """As `functional.select`."""
     kept = torch.empty(len(scores), num_selected, dtype=torch.int64, device=scores.device)
     prior = None if prior is None else prior.to(scores.dtype)
-    _ops.select(scores, segments, positions, budgets, prior, kept, DEDUPLICATION.index(dedup), soft_weight, _limit)
+    dedup_number = DEDUPLICATION.index(dedup)
+    _ops.select(
+        scores, segments, positions, budgets, prior, kept, num_positions or 0, dedup_number, soft_weight, _limit
+    )
     return kept
 
 

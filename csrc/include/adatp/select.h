@@ -1,11 +1,13 @@
 // Debias and select on a CPU: which columns of every segment stay, in ascending order.
 //
-// Scores become unsigned integers of the same order, and a segment's threshold, its k-th largest, is found bit by bit by
-// counting: no branch depends on data, and the counting is vectors. Ties at the threshold go to the smaller columns.
+// Every column gets a key, an integer that orders as the method does: the higher score, then the smaller column. Keys are
+// all different, so ties need no thought any more. A segment's k largest are those that reach a bound, which is found bit
+// by bit by counting: no branch depends on data, and the counting is vectors.
 #pragma once
 
 #include <algorithm>
 #include <cstdint>
+#include <cstring>
 #include <type_traits>
 #include <vector>
 
@@ -15,7 +17,7 @@ namespace adatp {
 
 enum class Dedup { strict, soft, off };
 
-// One batch row of `select`; see functional.select of the Python package. Strides in elements.
+// One batch row of `select`; see functional.select of the Python package. Strides in elements; fewer than 2^32 columns.
 template <class Score>
 struct Row {
   const Score* scores;
@@ -29,17 +31,26 @@ struct Row {
   const Score* prior;  // may be null
   int64_t prior_stride;
   int64_t columns, num_segments;
+  int64_t num_positions;  // more than any position, or 0 if that is not known
   Dedup dedup;
   Score soft_weight;
 };
 
 namespace detail {
 
+__extension__ typedef unsigned __int128 Wide;
+
+// A score as an unsigned integer of the same order (NaN lowest, never 0), and above the inverted number of its column.
+template <class Score>
+using OrderOf = std::conditional_t<sizeof(Score) == 4, uint32_t, uint64_t>;
+template <class Score>
+using Key = std::conditional_t<sizeof(Score) == 4, uint64_t, Wide>;
+
+template <class Score>
 struct SelectLoops {
-  void (*orders_float)(const float*, int64_t, const float*, int64_t, int64_t, uint32_t*);
-  void (*orders_double)(const double*, int64_t, const double*, int64_t, int64_t, uint64_t*);
-  uint32_t (*kth_float)(const uint32_t*, int64_t, int64_t);
-  uint64_t (*kth_double)(const uint64_t*, int64_t, int64_t);
+  void (*keys_of)(const Score*, int64_t, const Score*, int64_t, int64_t, int64_t, Key<Score>*);
+  Key<Score> (*bound_of_largest)(const Key<Score>*, int64_t, int64_t);
+  void (*mark_at_least)(const Key<Score>*, int64_t, Key<Score>, uint8_t*);
   int64_t (*run_end)(const int64_t*, int64_t, int64_t, int64_t);
 };
 
@@ -59,23 +70,22 @@ namespace avx512 {
 ADATP_END_TARGET
 #endif
 
-inline const SelectLoops& loops_for(Isa isa) {
+template <class Score>
+const SelectLoops<Score>& loops_for(Isa isa) {
 #if defined(__x86_64__)
   isa = std::min(isa, best_isa());
-  if (isa >= Isa::avx512) return avx512::loops();
-  if (isa == Isa::avx2) return avx2::loops();
+  if (isa >= Isa::avx512) return avx512::loops<Score>();
+  if (isa == Isa::avx2) return avx2::loops<Score>();
 #endif
-  return portable::loops();
+  return portable::loops<Score>();
 }
 
 template <class Score>
 class RowSelection {
  public:
-  using Order = std::conditional_t<sizeof(Score) == 4, uint32_t, uint64_t>;
-
   RowSelection(const Row<Score>& row, Isa isa)
-      : row_(row), loops_(loops_for(isa)), orders_(row.columns), kept_(row.columns, 0) {
-    find_orders(row.scores, row.score_stride, row.prior, row.prior_stride, row.columns, orders_.data());
+      : row_(row), loops_(loops_for<Score>(isa)), keys_(row.columns), kept_((row.columns + 7) / 8 * 8, 0) {
+    loops_.keys_of(row.scores, row.score_stride, row.prior, row.prior_stride, 0, row.columns, keys_.data());
   }
 
   // Marks what stays.
@@ -94,25 +104,44 @@ class RowSelection {
         ends[segment] = j;
       }
     }
-    if (together) {
-      for (int64_t s = 0; s < row_.num_segments; ++s)
-        if (begins[s] >= 0) select_segment(s, ends[s] - begins[s], [first = begins[s]](int64_t i) { return first + i; });
-    } else {
+    if (!together) {
       select_scattered();
+      return;
+    }
+    for (int64_t s = 0; s < row_.num_segments; ++s) {
+      const int64_t begin = begins[s], count = ends[s] - begins[s];
+      if (row_.dedup == Dedup::off && budget(s) > 0 && budget(s) < count)  // nothing to list
+        loops_.mark_at_least(keys_.data() + begin, count, loops_.bound_of_largest(keys_.data() + begin, count, budget(s)),
+                             kept_.data() + begin);
+      else
+        select_segment(s, count, [begin](int64_t i) { return begin + i; });
     }
   }
 
   // The marked columns, ascending. What a caller got wrong ends in repeated last columns.
   void write(int64_t* kept, int64_t num_selected) const {
     int64_t written = 0;
-    for (int64_t j = 0; j < row_.columns && written < num_selected; ++j) {
-      kept[written] = j;
-      written += kept_[j];
+    for (int64_t begin = 0; begin < row_.columns && written < num_selected; begin += 8) {
+      uint64_t marks;
+      std::memcpy(&marks, kept_.data() + begin, 8);
+      for (; marks && written < num_selected; marks &= marks - 1) kept[written++] = begin + first_byte(marks);
     }
     std::fill(kept + written, kept + num_selected, row_.columns - 1);
   }
 
  private:
+  // The place in memory of the first of eight bytes, 0 or 1 each, that is 1.
+  static int64_t first_byte(uint64_t bytes) {
+#if __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__
+    bytes = __builtin_bswap64(bytes);
+#endif
+    return __builtin_ctzll(bytes) / 8;
+  }
+
+  int64_t budget(int64_t segment) const { return row_.budgets[segment * row_.budget_stride]; }
+
+  static int64_t column_of(Key<Score> key) { return int64_t(uint32_t(~uint32_t(key))); }
+
   void select_scattered() {
     std::vector<int64_t> starts(row_.num_segments + 1, 0);
     const auto known = [&](int64_t segment) { return segment >= 0 && segment < row_.num_segments; };
@@ -126,118 +155,79 @@ class RowSelection {
       select_segment(s, starts[s + 1] - starts[s], [mine = columns.data() + starts[s]](int64_t i) { return mine[i]; });
   }
 
-  // `column_at(i)` is the segment's i-th column, ascending.
+  // `column_at(i)` is the segment's i-th column.
   template <class ColumnAt>
   void select_segment(int64_t segment, int64_t count, const ColumnAt& column_at) {
-    const int64_t k = row_.budgets[segment * row_.budget_stride];
+    const int64_t k = budget(segment);
     if (k <= 0 || count == 0) return;
-    if (row_.dedup == Dedup::off) {
-      keep_largest(k, count, column_at);
-      return;
+    if (row_.dedup == Dedup::off)
+      list(count, column_at);
+    else
+      list_best(count, column_at);
+    if (row_.dedup == Dedup::soft) {
+      weigh_all_but_listed(count, column_at);
+      list(count, column_at);
     }
-    find_best(count, column_at);
-    if (row_.dedup == Dedup::strict) {
-      keep_largest(k, int64_t(best_.size()), [this](int64_t i) { return best_[i]; });
-      return;
+    const Key<Score> bound =
+        k < int64_t(listed_.size()) ? loops_.bound_of_largest(listed_.data(), int64_t(listed_.size()), k) : 0;
+    for (const Key<Score> key : listed_) kept_[column_of(key)] |= key >= bound;
+  }
+
+  // Into `listed_`, all keys of a segment.
+  template <class ColumnAt>
+  void list(int64_t count, const ColumnAt& column_at) {
+    listed_.resize(count);
+    for (int64_t i = 0; i < count; ++i) listed_[i] = keys_[column_at(i)];
+  }
+
+  // Into `listed_`, the largest key of each position of a segment.
+  template <class ColumnAt>
+  void list_best(int64_t count, const ColumnAt& column_at) {
+    const auto position = [this](int64_t column) { return row_.positions[column * row_.position_stride]; };
+    // In a table by position, as long as it is in proportion.
+    const uint64_t limit = 4 * count + 1024;
+    uint64_t positions = row_.num_positions;
+    if (!positions)
+      for (int64_t i = 0; i < count; ++i)  // a negative position becomes a very large one
+        positions = std::max(positions, std::min(uint64_t(position(column_at(i))), limit) + 1);
+    listed_.clear();
+    if (positions <= limit) {
+      listed_.resize(positions);
+      for (int64_t i = 0; i < count; ++i) {
+        const int64_t column = column_at(i);
+        const uint64_t own = uint64_t(position(column));
+        if (own < positions) listed_[own] = std::max(listed_[own], keys_[column]);
+      }
+      listed_.erase(std::remove(listed_.begin(), listed_.end(), Key<Score>(0)), listed_.end());
+    } else {
+      std::vector<int64_t> columns(count);
+      for (int64_t i = 0; i < count; ++i) columns[i] = column_at(i);
+      std::sort(columns.begin(), columns.end(), [&](int64_t a, int64_t b) {
+        return position(a) != position(b) ? position(a) < position(b) : keys_[a] > keys_[b];
+      });
+      for (int64_t i = 0; i < count; ++i)
+        if (i == 0 || position(columns[i]) != position(columns[i - 1])) listed_.push_back(keys_[columns[i]]);
     }
-    // Soft: all but the best compete by a weighted score.
-    is_best_.assign(row_.columns, 0);
-    for (const int64_t column : best_) is_best_[column] = 1;
+  }
+
+  // All columns of a segment but those listed compete by a weighted score.
+  template <class ColumnAt>
+  void weigh_all_but_listed(int64_t count, const ColumnAt& column_at) {
+    for (const Key<Score> best : listed_) kept_[column_of(best)] = 1;  // for the moment
     for (int64_t i = 0; i < count; ++i) {
       const int64_t column = column_at(i);
-      if (is_best_[column]) continue;
       Score score = row_.scores[column * row_.score_stride];
       if (row_.prior) score *= row_.prior[column * row_.prior_stride];
       score *= row_.soft_weight;
-      find_orders(&score, 1, nullptr, 0, 1, &orders_[column]);
-    }
-    keep_largest(k, count, column_at);
-  }
-
-  void find_orders(const Score* scores, int64_t stride, const Score* prior, int64_t prior_stride, int64_t count,
-                   Order* orders) const {
-    if constexpr (sizeof(Score) == 4)
-      loops_.orders_float(scores, stride, prior, prior_stride, count, orders);
-    else
-      loops_.orders_double(scores, stride, prior, prior_stride, count, orders);
-  }
-
-  Order kth_largest(int64_t k) const {
-    if constexpr (sizeof(Score) == 4)
-      return loops_.kth_float(listed_.data(), int64_t(listed_.size()), k);
-    else
-      return loops_.kth_double(listed_.data(), int64_t(listed_.size()), k);
-  }
-
-  // Into `best_`, in no order: of the columns with the same position the one of highest order, the first where they tie.
-  template <class ColumnAt>
-  void find_best(int64_t count, const ColumnAt& column_at) {
-    const auto position = [this](int64_t column) { return row_.positions[column * row_.position_stride]; };
-    best_.clear();
-    // In a table by position, as long as it is in proportion.
-    const int64_t limit = 4 * count + 1024;
-    int64_t positions = 0;
-    for (int64_t i = 0; i < count && positions <= limit; ++i) {
-      const uint64_t own = uint64_t(position(column_at(i)));  // a negative one is very large
-      positions = std::max(positions, int64_t(std::min<uint64_t>(own, limit)) + 1);
-    }
-    if (positions <= limit) {
-      table_.assign(positions, {0, -1});
-      for (int64_t i = 0; i < count; ++i) {
-        const int64_t column = column_at(i);
-        Entry& entry = table_[position(column)];
-        if (orders_[column] > entry.order) entry = {orders_[column], column};
-      }
-      for (const Entry& entry : table_)
-        if (entry.order) best_.push_back(entry.column);
-    } else {
-      for (int64_t i = 0; i < count; ++i) best_.push_back(column_at(i));
-      std::sort(best_.begin(), best_.end(), [&](int64_t a, int64_t b) {
-        if (position(a) != position(b)) return position(a) < position(b);
-        return orders_[a] != orders_[b] ? orders_[a] > orders_[b] : a < b;
-      });
-      const auto same = [&](int64_t a, int64_t b) { return position(a) == position(b); };
-      best_.erase(std::unique(best_.begin(), best_.end(), same), best_.end());
+      if (!kept_[column]) loops_.keys_of(&score, 1, nullptr, 0, column, 1, &keys_[column]);
+      kept_[column] = 0;
     }
   }
-
-  // Marks the k columns of highest order; ties go to the smaller columns.
-  template <class ColumnAt>
-  void keep_largest(int64_t k, int64_t count, const ColumnAt& column_at) {
-    if (k >= count) {
-      for (int64_t i = 0; i < count; ++i) kept_[column_at(i)] = 1;
-      return;
-    }
-    listed_.resize(count);
-    for (int64_t i = 0; i < count; ++i) listed_[i] = orders_[column_at(i)];
-    const Order threshold = kth_largest(k);
-    int64_t left = k;
-    bool tied = false;
-    for (int64_t i = 0; i < count; ++i) {
-      const bool more = listed_[i] > threshold;
-      kept_[column_at(i)] = more;
-      left -= more;
-      tied |= listed_[i] == threshold;
-    }
-    if (!tied || left == 0) return;
-    std::vector<int64_t> ties;
-    for (int64_t i = 0; i < count; ++i)
-      if (listed_[i] == threshold) ties.push_back(column_at(i));
-    if (left < int64_t(ties.size())) std::nth_element(ties.begin(), ties.begin() + (left - 1), ties.end());
-    for (int64_t i = 0; i < left; ++i) kept_[ties[i]] = 1;
-  }
-
-  struct Entry {
-    Order order;  // 0 as long as there is none
-    int64_t column;
-  };
 
   const Row<Score>& row_;
-  const SelectLoops& loops_;
-  std::vector<Order> orders_, listed_;
-  std::vector<uint8_t> kept_, is_best_;
-  std::vector<int64_t> best_;
-  std::vector<Entry> table_;
+  const SelectLoops<Score>& loops_;
+  std::vector<Key<Score>> keys_, listed_;
+  std::vector<uint8_t> kept_;
 };
 
 }  // namespace detail

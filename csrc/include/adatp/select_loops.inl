@@ -1,55 +1,61 @@
 // The loops of select.h over whole segments, for one set of instructions; included once for each, inside a namespace of
 // its own. Plain loops, which the compiler turns into vectors as wide as the instructions allow.
 
-// The order of every score: unsigned integers that compare as the scores do, NaN lowest and −0 equal to +0. Never 0.
-template <class Score, class Order>
-void orders_of(const Score* scores, int64_t stride, const Score* prior, int64_t prior_stride, int64_t count, Order* orders) {
+// A key for every score, see `Key` in select.h; the columns are numbered on from `column`.
+template <class Score>
+void keys_of(const Score* scores, int64_t stride, const Score* prior, int64_t prior_stride, int64_t column, int64_t count,
+             Key<Score>* keys) {
+  using Order = OrderOf<Score>;
   constexpr Order SIGN = Order(1) << (8 * sizeof(Order) - 1);
-  const auto order_of = [](Score score) {
-    const Score value = score == 0 ? Score(0) : score;
+  const auto key_of = [=](Score score, int64_t i) {
+    const Score value = score == 0 ? Score(0) : score;  // −0 is +0
     Order bits;
     __builtin_memcpy(&bits, &value, sizeof(bits));
-    const Order ordered = bits & SIGN ? ~bits : bits | SIGN;  // −∞ is more than 1
-    return score != score ? Order(1) : ordered;
+    const Order order = score != score ? Order(1) : bits & SIGN ? Order(~bits) : Order(bits | SIGN);  // −∞ is more than 1
+    return Key<Score>(order) << 32 | uint32_t(~uint32_t(column + i));
   };
   if (prior)
-    for (int64_t i = 0; i < count; ++i) orders[i] = order_of(scores[i * stride] * prior[i * prior_stride]);
+    for (int64_t i = 0; i < count; ++i) keys[i] = key_of(scores[i * stride] * prior[i * prior_stride], i);
   else if (stride == 1)
-    for (int64_t i = 0; i < count; ++i) orders[i] = order_of(scores[i]);
+    for (int64_t i = 0; i < count; ++i) keys[i] = key_of(scores[i], i);
   else
-    for (int64_t i = 0; i < count; ++i) orders[i] = order_of(scores[i * stride]);
+    for (int64_t i = 0; i < count; ++i) keys[i] = key_of(scores[i * stride], i);
 }
 
-// How many of `orders` are at least `bound`. Lanes by name, so that there are enough sums to add to at once.
-template <class Order>
-int64_t count_at_least(const Order* orders, int64_t count, Order bound) {
-  constexpr int LANES = 64;
-  Order lanes[LANES] = {};
+// How many of `keys` are at least `bound`. Lanes by name, so that there are enough sums to add to at once.
+template <class Number>
+int64_t count_at_least(const Number* keys, int64_t count, Number bound) {
+  constexpr int LANES = 32;
+  Number lanes[LANES] = {}, total = 0;
   int64_t i = 0;
   for (; i + LANES <= count; i += LANES)
-    for (int lane = 0; lane < LANES; ++lane) lanes[lane] += orders[i + lane] >= bound;
-  int64_t total = 0;
-  for (int lane = 0; lane < LANES; ++lane) total += int64_t(lanes[lane]);
-  for (; i < count; ++i) total += orders[i] >= bound;
-  return total;
+    for (int lane = 0; lane < LANES; ++lane) lanes[lane] += keys[i + lane] >= bound;
+  for (int lane = 0; lane < LANES; ++lane) total += lanes[lane];
+  for (; i < count; ++i) total += keys[i] >= bound;
+  return int64_t(total);
 }
 
-// A bound that k of `orders` reach and no more than k exceed, for 1 ≤ k ≤ count: bit by bit, by counting.
-template <class Order>
-Order kth_largest(const Order* orders, int64_t count, int64_t k) {
-  Order all = orders[0], any = orders[0];
-  for (int64_t i = 0; i < count; ++i) all &= orders[i], any |= orders[i];
-  Order threshold = 0;
-  for (Order bit = Order(1) << (8 * sizeof(Order) - 1); bit; bit >>= 1) {
-    if (!((all ^ any) & bit)) {  // the same for all
-      threshold |= all & bit;
+// A bound that exactly k of `keys`, all different, reach, for 1 ≤ k ≤ count: bit by bit, by counting.
+template <class Number>
+Number bound_of_largest(const Number* keys, int64_t count, int64_t k) {
+  Number all = keys[0], any = keys[0];
+  for (int64_t i = 0; i < count; ++i) all &= keys[i], any |= keys[i];
+  Number bound = 0;
+  for (Number bit = Number(1) << (8 * sizeof(Number) - 1); bit; bit >>= 1) {
+    if (!((all ^ any) & bit)) {  // the same in all
+      bound |= all & bit;
       continue;
     }
-    const int64_t at_least = count_at_least(orders, count, Order(threshold | bit));
-    if (at_least >= k) threshold |= bit;
-    if (at_least == k) break;
+    const int64_t reached = count_at_least(keys, count, Number(bound | bit));
+    if (reached >= k) bound |= bit;
+    if (reached == k) break;
   }
-  return threshold;
+  return bound;
+}
+
+template <class Number>
+void mark_at_least(const Number* keys, int64_t count, Number bound, uint8_t* marks) {
+  for (int64_t i = 0; i < count; ++i) marks[i] = keys[i] >= bound;
 }
 
 // The end of the run of equal numbers that begins at `begin`.
@@ -66,8 +72,8 @@ inline int64_t run_end(const int64_t* numbers, int64_t stride, int64_t begin, in
   return i;
 }
 
-inline const SelectLoops& loops() {
-  static const SelectLoops table = {orders_of<float, uint32_t>, orders_of<double, uint64_t>, kth_largest<uint32_t>,
-                                    kth_largest<uint64_t>, run_end};
+template <class Score>
+const SelectLoops<Score>& loops() {
+  static const SelectLoops<Score> table = {keys_of<Score>, bound_of_largest<Key<Score>>, mark_at_least<Key<Score>>, run_end};
   return table;
 }

@@ -21,7 +21,7 @@ int main() {
   adatp::row_lse(a, lse, serial);
   adatp::column_sums(a, nullptr, {}, 0, 4, scores, serial);
   const int64_t segments[4] = {0, 0, 0, -1}, positions[4] = {0, 1, 0, 0}, budget[1] = {1};
-  adatp::Row<float> row{scores, 1, segments, 1, positions, 1, budget, 1, nullptr, 1, 4, 1, adatp::Dedup::strict, 0};
+  adatp::Row<float> row{scores, 1, segments, 1, positions, 1, budget, 1, nullptr, 1, 4, 1, 2, adatp::Dedup::strict, 0};
   int64_t kept[2];
   adatp::select_row(row, kept, 2);
   float moved[2];
