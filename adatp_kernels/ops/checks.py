@@ -249,7 +249,7 @@ def token_dims(tensors: Any, dims: Any) -> list[Any]:
     """One entry of `dims` for each of the tensors."""
     if isinstance(tensors, Tensor) or not isinstance(tensors, Sequence):
         raise TypeError(f"tensors: expected a sequence of tensors, got {type(tensors).__name__}")
-    if isinstance(dims, Integral) and not isinstance(dims, bool):
+    if _is_integral(dims):
         return [dims] * len(tensors)
     if not isinstance(dims, Sequence) or isinstance(dims, str):
         raise TypeError(f"dims: expected an int or a sequence with one entry per tensor, got {dims!r}")
@@ -294,18 +294,25 @@ def gather_inputs(indices: Tensor, tensors: Any, dims: Any) -> list[tuple[int, i
 
 
 def _dim_pair(name: str, value: Tensor, entry: Any, batch_size: int) -> tuple[int, int]:
-    pair = tuple(entry) if isinstance(entry, Sequence) and not isinstance(entry, str) else (0, entry)
-    if len(pair) != 2 or not all(isinstance(dim, Integral) and not isinstance(dim, bool) for dim in pair):
+    pair = (
+        (0, entry) if type(entry) is int or isinstance(entry, str) or not isinstance(entry, Sequence) else tuple(entry)
+    )
+    if len(pair) != 2 or not all(type(dim) is int or _is_integral(dim) for dim in pair):
         raise TypeError(f"dims: expected an int or a pair (batch, token) for {name}, got {entry!r}")
-    batch, token = (int(dim) for dim in pair)
-    if not all(-value.dim() <= dim < value.dim() for dim in (batch, token)):
-        raise ValueError(f"dims: {entry!r} lies outside {name} of shape {list(value.shape)}")
-    batch, token = batch % value.dim(), token % value.dim()
+    batch, token = int(pair[0]), int(pair[1])
+    dims, given = value.dim(), value.shape
+    if not (-dims <= batch < dims and -dims <= token < dims):
+        raise ValueError(f"dims: {entry!r} lies outside {name} of shape {list(given)}")
+    batch, token = batch % dims, token % dims
     if batch_size > 1:
         if batch == token:
             raise ValueError(f"dims: batch and token dimension of {name} must differ, got {entry!r}")
-        if value.shape[batch] not in (1, batch_size):
+        if given[batch] not in (1, batch_size):
             raise ValueError(
-                f"{name}: expected batch size {batch_size} or 1 in dimension {batch}, got shape {list(value.shape)}"
+                f"{name}: expected batch size {batch_size} or 1 in dimension {batch}, got shape {list(given)}"
             )
     return batch, token
+
+
+def _is_integral(value: Any) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -64,29 +65,21 @@ def _gather_kernel(
 
 @dataclass(frozen=True)
 class _Move:
-    """One tensor as the kernel sees it: [batch, outer, token, inner] of words."""
+    """One tensor as the kernel sees it: [batch, outer, token, inner] of words.
+
+    `outer` and the strides but the inner one are multiplied with `scale`, so that all stages of a prompt share one
+    kernel. Triton compiles anew for every pattern of a tuple's integers that are divisible by 16 or equal to 1. With one
+    element a token the strides are numbers of tokens, which change from stage to stage: they come 16-fold. With more
+    they are multiples of the width, and that the compiler knows so is what makes accesses wide.
+    """
 
     source: Tensor
     target: Tensor
     outer: int
     inner: int
+    scale: int
     source_strides: tuple[int, int, int, int]
     target_strides: tuple[int, int, int, int]
-
-    @property
-    def scale(self) -> int:
-        """What the kernel's strides are multiplied with, so that all stages of a prompt share one kernel.
-
-        Triton compiles anew for every pattern of a tuple's integers that are divisible by 16 or equal to 1. With
-        one element a token the strides are numbers of tokens, which change from stage to stage: they come 16-fold.
-        With more they are multiples of the width, and that the compiler knows so is what makes accesses wide.
-        """
-        return 16 if self.inner == 1 else 1
-
-    def scaled(self, strides: tuple[int, int, int, int]) -> tuple[int, int, int, int]:
-        """The strides of batch, outer and token times `scale`, and the inner one."""
-        batch, outer, token, inner = (stride * self.scale for stride in strides)
-        return batch, outer, token, inner // self.scale
 
 
 def gather(indices: Tensor, tensors: Sequence[Tensor], dims: Sequence[tuple[int, int]]) -> tuple[Tensor, ...]:
@@ -117,17 +110,17 @@ def _launch(indices: Tensor, moves: Sequence[_Move]) -> None:
         elements = min(power_of_two(move.inner), 512)
         tokens = _PROGRAM_ELEMENTS // elements
         blocks.append((tokens, elements, move.scale))
-        tiles = batch * move.outer * ceil_div(num_kept, tokens) * ceil_div(move.inner, elements)
-        # A multiple of 16, see `_Move.scale`; the last programs may have nothing to do.
+        tiles = batch * (move.outer // move.scale) * ceil_div(num_kept, tokens) * ceil_div(move.inner, elements)
+        # A multiple of 16, see `_Move`; the last programs may have nothing to do.
         first_programs.append(first_programs[-1] + ceil_div(tiles, 16) * 16)
     _gather_kernel[(first_programs[-1],)](
         indices,
         tuple(move.source for move in moves),
         tuple(move.target for move in moves),
         tuple(first_programs),
-        tuple((move.outer * move.scale, move.inner) for move in moves),
-        tuple(move.scaled(move.source_strides) for move in moves),
-        tuple(move.scaled(move.target_strides) for move in moves),
+        tuple((move.outer, move.inner) for move in moves),
+        tuple(move.source_strides for move in moves),
+        tuple(move.target_strides for move in moves),
         *indices.stride(),
         batch,
         num_kept,
@@ -138,49 +131,41 @@ def _launch(indices: Tensor, moves: Sequence[_Move]) -> None:
 
 def _fold(source: Tensor, target: Tensor, batch: int | None, token: int) -> _Move | None:
     """`source` and `target` as [batch, outer, token, inner] words; None if they don't fold so."""
-    source, target = _as_words(source, target, (batch, token))
-    before = [dim for dim in range(token) if dim != batch]
-    after = [dim for dim in range(token + 1, source.dim()) if dim != batch]
-    # A batch dimension may stand anywhere; dimensions fold within what it and the token leave side by side.
-    outer, inner = (_merge(dims, source, target) for dims in (before, after))
-    if outer is None or inner is None:
-        return None
-    strides = []
-    for tensor, number in ((source, 1), (target, 2)):
-        own = 0 if batch is None or tensor.shape[batch] == 1 else tensor.stride(batch)
-        strides.append((own, outer[number], tensor.stride(token), inner[number]))
-    return _Move(source, target, outer[0], inner[0], strides[0], strides[1])
-
-
-def _merge(dims: Sequence[int], source: Tensor, target: Tensor) -> tuple[int, int, int] | None:
-    """`dims` as one dimension: (size, stride in source, stride in target)."""
-    size, source_stride, target_stride = 1, 1, 1
-    for dim in reversed([dim for dim in dims if source.shape[dim] > 1]):
-        if size == 1:
-            source_stride, target_stride = source.stride(dim), target.stride(dim)
-        elif (source.stride(dim), target.stride(dim)) != (source_stride * size, target_stride * size):
-            return None
-        size *= source.shape[dim]
-    return size, source_stride, target_stride
-
-
-def _as_words(source: Tensor, target: Tensor, indexed: tuple[int | None, int]) -> tuple[Tensor, Tensor]:
-    """Both as integers as wide as layout and alignment allow: what moves is bits, in 16-byte accesses where possible."""
     source = source.resolve_conj().resolve_neg()
-    size = source.element_size()
-    for width in (8, 4, 2, 1):
-        if width < size:
-            break
-        # Several elements make a word only along an innermost dimension that is whole in both.
-        factor = width // size
-        fits = factor == 1 or (
-            source.dim() - 1 not in indexed
-            and source.stride(-1) == 1
-            and source.shape[-1] % factor == 0
-            and source.storage_offset() % factor == 0
-            and all(stride % factor == 0 for stride in source.stride()[:-1])
-        )
-        if fits:
-            return source.view(_WORDS[width]), target.view(_WORDS[width])
-    # Wider than a word (complex128): two words each.
-    return torch.view_as_real(source).view(_WORDS[8]), torch.view_as_real(target).view(_WORDS[8])
+    width = _word(source, batch, token)
+    if width > 8:  # complex128: two words each
+        source, target, width = torch.view_as_real(source), torch.view_as_real(target), 8
+    # What moves is bits, in words as wide as layout and alignment allow.
+    source, target = source.view(_WORDS[width]), target.view(_WORDS[width])
+    shape, strides, own = target.shape, source.stride(), target.stride()
+    # A batch dimension may stand anywhere; dimensions fold within what it and the token leave side by side.
+    folded = []
+    for dims in (range(token - 1, -1, -1), range(len(shape) - 1, token, -1)):
+        size, stride, target_stride = 1, 1, 1
+        for dim in dims:
+            if dim == batch or shape[dim] == 1:
+                continue
+            if size == 1:
+                stride, target_stride = strides[dim], own[dim]
+            elif (strides[dim], own[dim]) != (stride * size, target_stride * size):
+                return None
+            size *= shape[dim]
+        folded.append((size, stride, target_stride))
+    (outer, outer_stride, outer_own), (inner, inner_stride, inner_own) = folded
+    batch_stride, batch_own = (0, 0) if batch is None else (strides[batch], own[batch])
+    if batch is not None and source.shape[batch] == 1:
+        batch_stride = 0
+    scale = 16 if inner == 1 else 1
+    return _Move(
+        source, target, outer * scale, inner, scale,
+        (batch_stride * scale, outer_stride * scale, strides[token] * scale, inner_stride),
+        (batch_own * scale, outer_own * scale, own[token] * scale, inner_own),
+    )  # fmt: skip
+
+
+def _word(source: Tensor, batch: int | None, token: int) -> int:
+    """Bytes of the widest word that the elements of a contiguous copy and of `source` fit whole."""
+    size, last, strides = source.element_size(), source.dim() - 1, source.stride()
+    if size >= 8 or last in (batch, token) or strides[last] != 1:
+        return size  # several elements make a word only along an innermost dimension that is whole in both
+    return math.gcd(8, source.shape[last] * size, source.storage_offset() * size, *[s * size for s in strides[:-1]])
