@@ -1,0 +1,135 @@
+"""What the pruner refuses, and in which words."""
+
+import math
+
+import pytest
+import torch
+from brute_force import names
+from pruner_inputs import DIM, FLAT, GRID, LAYERS, SEGMENTS, TWO_STAGES, WIDTHS, half, pruner_of, scripted
+
+from adatp_kernels import AdaTPPruner
+
+
+@pytest.mark.parametrize(
+    ("changes", "argument"),
+    [
+        ({"config": None}, "config"),
+        ({"config": "adatp"}, "config"),
+        ({"num_layers": 0}, "num_layers"),
+        ({"num_layers": 6.0}, "num_layers"),
+        ({"num_layers": 4}, "stages"),
+        ({"hidden_size": 0}, "hidden_size"),
+        ({"key_width": "32"}, "key_width"),
+        ({"mlp_width": None}, "mlp_width"),
+    ],
+)
+def test_constructor_mistakes(changes, argument):
+    with names(argument):
+        AdaTPPruner(**({"config": TWO_STAGES, "num_layers": LAYERS, **WIDTHS} | changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "argument"),
+    [
+        ({"layout": None}, "layout"),
+        ({"layout": torch.arange(48)}, "layout"),
+        ({"length": 51}, "length"),
+        ({"length": 52}, "length"),  # no text after the video
+        ({"length": 0}, "length"),
+        ({"length": 57.0}, "length"),
+        ({"features": torch.ones(6, 3)}, "features"),  # both
+        ({"segments": None}, "segments"),  # neither
+        ({"segments": None, "features": torch.ones(5, 3)}, "segments"),
+        ({"segments": None, "features": [1.0] * 6}, "features"),
+        ({"segments": torch.zeros(5, dtype=torch.int64)}, "segments"),
+        ({"segments": torch.ones(6)}, "segments"),
+        ({"segments": "001122"}, "segments"),
+        ({"relevance": torch.ones(5)}, "relevance"),
+        ({"relevance": torch.full((6,), math.nan)}, "relevance"),
+        ({"relevance": "high"}, "relevance"),
+        ({"prior": torch.ones(6, 7)}, "prior"),
+        ({"prior": torch.ones(5, 8)}, "prior"),
+        ({"prior": torch.ones(48)}, "prior"),
+        ({"prior": torch.ones(6, 8, dtype=torch.int64)}, "prior"),
+        ({"prior": [[1.0] * 8] * 6}, "prior"),
+        ({"batch_size": 0}, "batch_size"),
+        ({"batch_size": 1.5}, "batch_size"),
+        ({"device": "gpu"}, "device"),
+    ],
+)
+def test_begin_mistakes(changes, argument):
+    good = {"layout": GRID, "length": 57, "segments": SEGMENTS}
+    with names(argument):
+        pruner_of().begin(**(good | changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "argument"),
+    [
+        ({"state": None}, "state"),
+        ({"query": None}, "query"),
+        ({"query": torch.ones(2, 4, 56, DIM)}, "query"),
+        ({"query": torch.ones(2, 4, 58, DIM), "key": torch.ones(2, 2, 58, DIM)}, "query"),
+        ({"query": torch.ones(1, 4, 57, DIM), "key": torch.ones(1, 2, 57, DIM)}, "query"),
+        ({"query": torch.ones(2, 3, 57, DIM)}, "query"),
+        ({"key": None}, "key"),
+        ({"key": torch.ones(2, 2, 56, DIM)}, "key"),
+        ({"key": torch.ones(2, 2, 57, 8)}, "key"),
+        ({"tensors": None}, "tensors"),
+        ({"tensors": (torch.ones(2, 56),)}, "tensors"),
+        ({"tensors": (torch.ones(3, 57),)}, "tensors"),
+        ({"tensors": ([0.0] * 57,)}, "tensors"),
+        ({"dims": None}, "dims"),
+        ({"dims": "1"}, "dims"),
+        ({"dims": [1, 1]}, "dims"),
+        ({"dims": 0}, "dims"),
+        ({"dims": 5}, "dims"),
+        ({"scale": -1.0}, "scale"),
+        ({"lse": 0.0}, "lse"),
+        ({"lse": torch.zeros(2, 4, 56)}, "lse"),
+        ({"lse": torch.zeros(2, 4, 58)}, "lse"),
+        ({"lse": torch.zeros(57)}, "lse"),
+        ({"lse": torch.zeros(2, 4, 57, dtype=torch.float16)}, "lse"),
+        ({"key_mask": torch.ones(2, 57)}, "key_mask"),
+        ({"key_mask": torch.ones(2, 58, dtype=torch.bool)}, "key_mask"),
+        ({"key_mask": True}, "key_mask"),
+    ],
+)
+def test_forward_mistakes(changes, argument):
+    pruner = pruner_of()
+    good = {
+        "state": pruner.begin(GRID, 57, segments=SEGMENTS, batch_size=2),
+        "query": torch.ones(2, 4, 57, DIM),
+        "key": torch.ones(2, 2, 57, DIM),
+        "tensors": (torch.ones(2, 57, 3),),
+        "dims": 1,
+    }
+    pruner(**good)
+    with names(argument):
+        pruner(**(good | changes))
+
+
+def test_messages_speak_of_what_the_caller_gave():
+    """Not of the tensors that the pruner adds, nor of the rows that it cuts off."""
+    pruner = pruner_of()
+    state = pruner.begin(GRID, 57, segments=SEGMENTS)
+    query, key, hidden = torch.ones(1, 4, 57, DIM), torch.ones(1, 2, 57, DIM), torch.ones(1, 57, 3)
+    with pytest.raises(ValueError, match="each of the 1 tensors"):
+        pruner(state, query, key, (hidden,), dims=[1, 1])
+    with pytest.raises(ValueError, match=r"^lse: .*\[1, 4, 57\].*\[1, 4, 56\]"):
+        pruner(state, query, key, (hidden,), dims=1, lse=torch.zeros(1, 4, 56))
+
+
+def test_no_stage_is_left():
+    pruner = pruner_of(half())
+    state = pruner.begin(FLAT, 10, segments=torch.tensor([0]))
+    state, _ = pruner(state, *scripted([0.0] * 8, 10, 1), (), dims=1)
+    with pytest.raises(RuntimeError, match="^state: all stages are done"):
+        pruner(state, *scripted([0.0] * 4, 6, 1), (), dims=1)
+
+
+def test_the_configs_backend_runs(monkeypatch):
+    pruner = pruner_of(half(backend="triton"))
+    state = pruner.begin(FLAT, 10, segments=torch.tensor([0]))
+    with pytest.raises(RuntimeError, match="^backend: 'triton' cannot run"):
+        pruner(state, *scripted([0.0] * 8, 10, 1), (), dims=1)
