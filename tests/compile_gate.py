@@ -109,6 +109,7 @@ def cases() -> Iterator[tuple[str, Callable[[], object]]]:
         yield f"packed {str(dtype)[6:]} D={dim}", lambda dtype=dtype, dim=dim: packed(dtype, dim)
     for dedup, positions in (("strict", 196), ("strict", 3000), ("soft", 196), ("off", 196)):
         yield f"select {dedup}, {positions} positions", lambda d=dedup, p=positions: choose(d, p)
+    yield "select off, one segment", lambda: choose("off", 196, segments=1)
     yield "select strict, partial sums", lambda: whole_stage(lse=True)
     yield "gather of everything", move
 
@@ -137,7 +138,7 @@ def packed(dtype: torch.dtype, dim: int, total: int = 3000, double: bool = True)
         )
 
 
-def choose(dedup: str, positions: int, first: int = 0) -> None:
+def choose(dedup: str, positions: int, first: int = 0, segments: int = 32) -> None:
     ids = torch.zeros(1, 6272, dtype=torch.int64)
     options = {"dedup": dedup, "soft_weight": 0.5, "num_selected": 640, "num_positions": positions}
     for prior in (None, torch.empty(1, 6272)):
@@ -145,7 +146,7 @@ def choose(dedup: str, positions: int, first: int = 0) -> None:
             torch.empty(1, 6280)[:, first : first + 6272],
             ids,
             ids,
-            torch.ones(1, 32, dtype=torch.int64),
+            torch.ones(1, segments, dtype=torch.int64),
             prior=prior,
             **options,
         )

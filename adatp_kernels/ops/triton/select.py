@@ -298,6 +298,7 @@ def select_tokens(
         given, kv_heads = sums[:, 0], sums.shape[1]
     work = torch.empty(batch, num_columns, dtype=torch.int32, device=segments.device)
     sorts = dedup == "strict" and num_positions <= _SORTED_POSITIONS
+    wide = 4 if num_segments == 1 and not sorts else 1  # one program has the row to itself, and much to walk
     mask = sums if query_mask is None else query_mask.view(torch.uint8)
     _select_kernel[(num_segments, batch)](
         given, work, sums, mask, segments, positions, budgets, given if prior is None else prior,
@@ -308,6 +309,7 @@ def select_tokens(
         *given.stride(), *segments.stride(), *positions.stride(), *budgets.stride(),
         *((0, 0) if prior is None else prior.stride()),
         DEDUP=dedup, HAS_PRIOR=prior is not None, HAS_PARTIAL=partial is not None, HAS_QUERY_MASK=query_mask is not None,
-        SORTED=sorts, BLOCK=_BLOCK, ROW_BLOCK=_ROW_BLOCK, BLOCK_P=max(16, power_of_two(num_positions)) if sorts else 16, num_warps=8,
+        SORTED=sorts, BLOCK=wide * _BLOCK, ROW_BLOCK=_ROW_BLOCK,
+        BLOCK_P=max(16, power_of_two(num_positions)) if sorts else 16, num_warps=8 if wide == 1 else 16,
     )  # fmt: skip
     return kept
