@@ -67,6 +67,7 @@ struct Panel {
 struct TileKernels {
   int rows, width;
   bool dot_bf16;
+  void (*widen)(const void*, DType, int64_t, int64_t, int64_t, int64_t, float*);
   void (*update_lse)(const KeyTile&, const Panel&, float*, float*);
   void (*add_probabilities)(const KeyTile&, const Panel&, float*);
   void (*update_lse_bf16)(const KeyTile&, const Panel&, float*, float*);
@@ -234,14 +235,13 @@ class Head {
       const bool as_they_are = a.key_strides[3] == 1 && head_.dim_ == a.dim && (head_.dots_ || a.dtype == DType::float32);
       if (!as_they_are) {
         if (!memory_) memory_.reset(new char[TILE_KEYS * head_.dim_ * 4]);
-        for (int64_t k = 0; k < count; ++k)
-          for (int64_t d = 0; d < head_.dim_; ++d) {
-            const int64_t from = k * a.key_strides[2] + d * a.key_strides[3], to = k * head_.dim_ + d;
-            if (head_.dots_)
-              reinterpret_cast<uint16_t*>(memory_.get())[to] = d < a.dim ? reinterpret_cast<const uint16_t*>(keys)[from] : 0;
-            else
-              reinterpret_cast<float*>(memory_.get())[to] = to_float(keys, from, a.dtype);
-          }
+        if (!head_.dots_ && a.dtype != DType::float32)
+          head_.kernels_.widen(keys, a.dtype, count, a.dim, a.key_strides[2], a.key_strides[3],
+                               reinterpret_cast<float*>(memory_.get()));
+        else if (head_.dots_)
+          copy(reinterpret_cast<const uint16_t*>(keys), count, reinterpret_cast<uint16_t*>(memory_.get()));
+        else
+          copy(reinterpret_cast<const float*>(keys), count, reinterpret_cast<float*>(memory_.get()));
         keys = memory_.get();
       }
       const bool* mask = a.key_mask ? a.key_mask + head_.batch_ * a.key_mask_strides[0] + first * a.key_mask_strides[1] : nullptr;
@@ -250,6 +250,15 @@ class Head {
     }
 
    private:
+    // One element after the other, and zeros up to the width that the kernels read.
+    template <class Element>
+    void copy(const Element* keys, int64_t count, Element* to) const {
+      const Attention& a = head_.attention_;
+      for (int64_t k = 0; k < count; ++k)
+        for (int64_t d = 0; d < head_.dim_; ++d)
+          *to++ = d < a.dim ? keys[k * a.key_strides[2] + d * a.key_strides[3]] : Element(0);
+    }
+
     const Head& head_;
     std::unique_ptr<char[]> memory_;
   };

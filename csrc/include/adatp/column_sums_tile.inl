@@ -158,9 +158,22 @@ void add_probabilities(const KeyTile& tile, const Panel& panel, float* sums) {
   }
 }
 
+// Keys of half precision as float32, [count][dim].
+void widen(const void* keys, DType dtype, int64_t count, int64_t dim, int64_t key_stride, int64_t stride, float* wide) {
+  for (int64_t k = 0; k < count; ++k, wide += dim) {
+    const uint16_t* key = static_cast<const uint16_t*>(keys) + k * key_stride;
+    if (dtype == DType::bfloat16)
+      for (int64_t d = 0; d < dim; ++d) wide[d] = bfloat16_to_float(key[d * stride]);
+    else if (stride == 1)
+      for (int64_t d = 0; d < dim; ++d) wide[d] = float16_to_float(key[d]);
+    else
+      for (int64_t d = 0; d < dim; ++d) wide[d] = float16_to_float(key[d * stride]);
+  }
+}
+
 inline const TileKernels& kernels() {
   static const TileKernels table = {
-      ROWS, WIDTH, ADATP_DOT_BF16 != 0,
+      ROWS, WIDTH, ADATP_DOT_BF16 != 0, widen,
       update_lse<float>, add_probabilities<float>,
 #if ADATP_DOT_BF16
       update_lse<uint16_t>, add_probabilities<uint16_t>,
