@@ -35,7 +35,10 @@ class BuildPackage(build_py):
         if self.editable_mode:
             return
         package = Path(self.build_lib) / "adatp_kernels"
-        shutil.copytree(ROOT / "csrc", package / "csrc", dirs_exist_ok=True)
+        # What an earlier build left must not pass for this one's.
+        shutil.rmtree(package / "csrc", ignore_errors=True)
+        (package / native.LIBRARY).unlink(missing_ok=True)
+        shutil.copytree(ROOT / "csrc", package / "csrc")
         try:
             native.compile_library(package.resolve() / native.LIBRARY)
         except native.BuildError as error:

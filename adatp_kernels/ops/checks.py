@@ -304,7 +304,7 @@ def _dim_pair(name: str, value: Tensor, entry: Any, batch_size: int) -> tuple[in
     if not (-dims <= batch < dims and -dims <= token < dims):
         raise ValueError(f"dims: {entry!r} lies outside {name} of shape {list(given)}")
     batch, token = batch % dims, token % dims
-    if batch_size > 1:
+    if batch_size != 1:
         if batch == token:
             raise ValueError(f"dims: batch and token dimension of {name} must differ, got {entry!r}")
         if given[batch] not in (1, batch_size):

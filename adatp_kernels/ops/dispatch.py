@@ -80,7 +80,7 @@ def last_used() -> dict[str, str]:
 
 
 def implementation(operation: str, backend: str, *tensors: Tensor, moved: Sequence[Tensor] = ()) -> Callable:
-    """The function that runs `operation` on `tensors`, those that decide which backend can, moving `moved`.
+    """The function that runs `operation` on `tensors`, those that decide which backend can, and on what else is `moved` or read.
 
     Raises
     ------

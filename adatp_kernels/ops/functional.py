@@ -101,7 +101,7 @@ def column_sums(
     scale = checks.attention_inputs(query, key, query_start, scale, key_mask)
     key_range = checks.column_range(key_range, key.shape[2])
     checks.row_tensors(query, lse, query_mask)
-    run = implementation("column_sums", backend, query, key)
+    run = implementation("column_sums", backend, query, key, moved=() if lse is None else (lse,))
     return run(
         query,
         key,
@@ -171,7 +171,7 @@ def column_sums_varlen(
         If the named backend cannot run.
     """
     scale = checks.packed_inputs(query, key, cu_seqlens_q, cu_seqlens_k, query_range, key_range, scale, lse, query_mask)
-    run = implementation("column_sums_varlen", backend, query, key)
+    run = implementation("column_sums_varlen", backend, query, key, moved=() if lse is None else (lse,))
     return run(
         query,
         key,

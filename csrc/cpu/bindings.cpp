@@ -28,10 +28,10 @@ void strides_of(const Tensor& tensor, int64_t (&strides)[Count]) {
   for (size_t d = 0; d < Count; ++d) strides[d] = tensor.stride(d);
 }
 
-const bool* mask_of(const std::optional<Tensor>& mask, int64_t (&strides)[2]) {
+const uint8_t* mask_of(const std::optional<Tensor>& mask, int64_t (&strides)[2]) {
   if (!mask) return nullptr;
   strides_of(*mask, strides);
-  return static_cast<const bool*>(mask->const_data_ptr());
+  return static_cast<const uint8_t*>(mask->const_data_ptr());
 }
 
 adatp::Attention attention_of(const Tensor& query, const Tensor& key, int64_t query_start, double scale,

@@ -30,8 +30,8 @@ def _load() -> Library:
 
 try:
     library = _load()
-except (BuildError, OSError) as error:
-    raise ImportError(str(error)) from error
+except Exception as error:  # whatever is wrong with it, the reference runs, and the report says what
+    raise ImportError(str(error) if isinstance(error, (BuildError, OSError)) else repr(error)) from error
 _ops = torch.ops.adatp_cpu
 DETAILS = f"{library.origin}; this CPU runs {INSTRUCTIONS[_ops.best_isa()]}"
 
@@ -45,9 +45,16 @@ def refuses(operation: str, *tensors: Tensor, moved: Sequence[Tensor] = ()) -> s
         return f"it runs on CPU tensors, not on {tensors[0].device}"
     if operation not in ("select", "gather") and tensors[0].dtype == torch.float64:
         return "it computes in float32, not in float64"
-    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (*tensors, *moved)):
+    if any(_is_unusual(tensor) for tensor in (*tensors, *moved)):
+        return "it takes plain strided tensors"
+    if operation != "select" and torch.is_grad_enabled() and any(t.requires_grad for t in (*tensors, *moved)):
         return "it has no gradient; call it under torch.no_grad()"
     return None
+
+
+def _is_unusual(tensor: Tensor) -> bool:
+    """Sparse, quantized, or one of many within torch.vmap."""
+    return tensor.layout != torch.strided or tensor.is_quantized or torch._C._functorch.is_batchedtensor(tensor)
 
 
 def row_lse(query: Tensor, key: Tensor, *, query_start: int, scale: float, key_mask: Tensor | None) -> Tensor:
@@ -96,7 +103,16 @@ def select(
     prior = None if prior is None else prior.to(scores.dtype)
     dedup_number = DEDUPLICATION.index(dedup)
     _ops.select(
-        scores, segments, positions, budgets, prior, kept, num_positions or 0, dedup_number, soft_weight, _limit
+        scores,
+        segments,
+        positions,
+        budgets,
+        prior,
+        kept,
+        min(num_positions or 0, 1 << 40),
+        dedup_number,
+        soft_weight,
+        _limit,
     )
     return kept
 

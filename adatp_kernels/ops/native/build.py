@@ -98,7 +98,7 @@ def compile_library(target: Path) -> None:
         *map(str, units), "-o", unfinished, f"-L{torch / 'lib'}", "-ltorch_cpu", "-lc10",
     ]  # fmt: skip
     try:
-        result = subprocess.run(command, capture_output=True, text=True)
+        result = subprocess.run(command, capture_output=True, text=True, errors="replace")
         if result.returncode:
             raise BuildError(f"{command[0]} failed: {result.stderr.strip()[-2000:]}")
         os.chmod(unfinished, 0o755)
@@ -145,8 +145,11 @@ def find_or_build(anew: bool = False) -> Library:
 def cache_folder() -> Path:
     """$ADATP_CACHE, or ``adatp_kernels`` in the user's cache."""
     chosen = os.environ.get("ADATP_CACHE")
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(chosen) if chosen else Path(home) / "adatp_kernels"
+    if chosen:
+        return Path(chosen)
+    home = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    # A user without a home has no cache either: no folder can be made there.
+    return Path(os.devnull if home.startswith("~") else home) / "adatp_kernels"
 
 
 def _compile(folder: Path, cxx: str) -> None:
@@ -176,7 +179,7 @@ def _checksum(path: Path) -> str:
 def _is_whole(path: Path) -> bool:
     """A damaged library could do anything when it is loaded, so its checksum is compared before."""
     recorded = _checksum_file(path.parent)
-    return path.is_file() and recorded.is_file() and recorded.read_text() == _checksum(path)
+    return path.is_file() and recorded.is_file() and recorded.read_bytes() == _checksum(path).encode()
 
 
 @contextlib.contextmanager

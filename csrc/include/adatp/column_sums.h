@@ -29,9 +29,9 @@ struct Attention {
   int64_t query_strides[4], key_strides[4];
   int64_t query_start;  // row i sees keys ≤ query_start + i
   float scale;
-  const bool* key_mask;  // [B, N]
+  const uint8_t* key_mask;  // [B, N], 0 hides
   int64_t key_mask_strides[2];
-  const bool* query_mask;  // [B, T]
+  const uint8_t* query_mask;  // [B, T], 0 for a row that does not count
   int64_t query_mask_strides[2];
 
   int64_t group() const { return query_heads / kv_heads; }
@@ -53,7 +53,7 @@ struct KeyTile {
   int64_t first;   // coordinate of the first key
   int64_t origin;  // what `last_seen` of a panel counts from
   float scale_log2;
-  const bool* mask;  // of the tile's first key, or null
+  const uint8_t* mask;  // of the tile's first key, or null
   int64_t mask_stride;
 };
 
@@ -115,7 +115,7 @@ ADATP_END_TARGET
 #endif
 #undef ADATP_DOT_BF16
 
-inline const TileKernels& kernels_for(Isa isa) {
+inline const TileKernels& kernels_for([[maybe_unused]] Isa isa) {
 #if defined(__x86_64__)
   switch (std::min(isa, best_isa())) {
     case Isa::avx512_bf16: return avx512_bf16::kernels();
@@ -157,7 +157,7 @@ class Head {
   // The base-2 LSE of every packed row, over all keys that it sees.
   template <class Parallel>
   void compute_lse(const Parallel& parallel) {
-    const int64_t keys = std::min(attention_.keys, origin_ + attention_.rows);
+    const int64_t keys = std::max<int64_t>(0, std::min(attention_.keys, origin_ + attention_.rows));
     const int64_t rows = panels_ * kernels_.rows, parts = (keys + PART_KEYS - 1) / PART_KEYS;
     maxima_.resize(parts * rows);
     sums_.resize(parts * rows);
@@ -244,7 +244,7 @@ class Head {
           copy(reinterpret_cast<const float*>(keys), count, reinterpret_cast<float*>(memory_.get()));
         keys = memory_.get();
       }
-      const bool* mask = a.key_mask ? a.key_mask + head_.batch_ * a.key_mask_strides[0] + first * a.key_mask_strides[1] : nullptr;
+      const uint8_t* mask = a.key_mask ? a.key_mask + head_.batch_ * a.key_mask_strides[0] + first * a.key_mask_strides[1] : nullptr;
       return {keys, as_they_are ? a.key_strides[2] : head_.dim_, count, head_.dim_, first, head_.origin_,
               a.scale * LOG2_E, mask, a.key_mask_strides[1]};
     }
@@ -271,7 +271,7 @@ class Head {
   void pack_row(int64_t panel, int64_t lane) {
     const Attention& a = attention_;
     const int64_t row = panel * kernels_.rows + lane;
-    const bool real = row < a.packed_rows() && counts(row);  // what a masked row holds may be anything
+    const bool real = row < a.packed_rows();
     const int64_t head = head_ * a.group() + row / a.rows;
     const int64_t from = batch_ * a.query_strides[0] + head * a.query_strides[1] + row % a.rows * a.query_strides[2];
     char* panel_memory = packed_.get() + panel * kernels_.rows * dim_ * (dots_ ? 2 : 4);

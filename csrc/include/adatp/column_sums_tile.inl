@@ -122,14 +122,13 @@ void update_lse(const KeyTile& tile, const Panel& panel, float* maximum, float* 
     scores_of<Element>(tile, panel, first, block);
     for (int k = 0; k < KEYS; ++k)
       for (int v = 0; v < VECTORS; ++v) {
-        // NaN must win, or a row that has one would look sound.
         top[v] = (block[k][v] <= top[v]) ? top[v] : block[k][v];
         store(scores + (first + k) * ROWS + v * WIDTH, block[k][v]);
       }
   }
   for (int v = 0; v < VECTORS; ++v) {
     // Of a row that has seen nothing yet the maximum is −∞, and +∞ is possible, too; ∞ − ∞ must not become NaN.
-    shift[v] = (top[v] == splat(-__builtin_inff())) | (top[v] == splat(__builtin_inff())) ? Floats{} : top[v];
+    shift[v] = ((top[v] == splat(-__builtin_inff())) | (top[v] == splat(__builtin_inff()))) ? Floats{} : top[v];
     total[v] = load(sum + v * WIDTH) * exp2(load(maximum + v * WIDTH) - shift[v]);
   }
   const int64_t padded = (tile.count + KEYS - 1) / KEYS * KEYS;

@@ -1,4 +1,4 @@
-// What the kernels share: element types and their conversion, and which instructions this CPU has.
+// What the kernels share: element types, their conversion to float32, and which instructions this CPU has.
 //
 // No framework: an inference engine in C++ includes these headers as they are. C++20, GCC or Clang.
 #pragma once
@@ -17,14 +17,6 @@ inline float bfloat16_to_float(uint16_t bits) {
   float value;
   std::memcpy(&value, &wide, 4);
   return value;
-}
-
-// To the nearest bfloat16, ties to even; NaN stays NaN.
-inline uint16_t float_to_bfloat16(float value) {
-  uint32_t wide;
-  std::memcpy(&wide, &value, 4);
-  if (value != value) return uint16_t(wide >> 16) | 0x40;
-  return uint16_t((wide + 0x7FFF + ((wide >> 16) & 1)) >> 16);
 }
 
 inline float float16_to_float(uint16_t bits) {
@@ -71,10 +63,12 @@ inline Isa best_isa() {
 // Functions between these two are compiled for the features named, whatever the rest of the file is compiled for.
 #define ADATP_PRAGMA(text) _Pragma(#text)
 #if defined(__clang__)
+#define ADATP_WIDE_VECTORS
 #define ADATP_BEGIN_TARGET(features) \
   ADATP_PRAGMA(clang attribute push(__attribute__((target(features))), apply_to = function))
 #define ADATP_END_TARGET ADATP_PRAGMA(clang attribute pop)
 #else
+#define ADATP_WIDE_VECTORS ",prefer-vector-width=512"
 #define ADATP_BEGIN_TARGET(features) ADATP_PRAGMA(GCC push_options) ADATP_PRAGMA(GCC target(features))
 #define ADATP_END_TARGET ADATP_PRAGMA(GCC pop_options)
 #endif

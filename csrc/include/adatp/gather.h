@@ -103,6 +103,7 @@ template <class Parallel>
 void gather(const Tokens& tokens, const std::vector<Transfer>& transfers, const Parallel& parallel) {
   const int64_t chunks = (tokens.count + detail::CHUNK - 1) / detail::CHUNK;
   const int64_t tasks = int64_t(transfers.size()) * tokens.batch * chunks;
+  if (tasks == 0) return;
   int64_t bytes = 0;
   for (const Transfer& t : transfers) {
     int64_t all = t.element_size;

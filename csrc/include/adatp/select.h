@@ -31,7 +31,7 @@ struct Row {
   const Score* prior;  // may be null
   int64_t prior_stride;
   int64_t columns, num_segments;
-  int64_t num_positions;  // more than any position, or 0 if that is not known
+  int64_t num_positions;  // more than any position, which is trusted, or 0 if that is not known
   Dedup dedup;
   Score soft_weight;
 };
@@ -40,7 +40,7 @@ namespace detail {
 
 __extension__ typedef unsigned __int128 Wide;
 
-// A score as an unsigned integer of the same order (NaN lowest, never 0), and above the inverted number of its column.
+// A key is a score as an unsigned integer of the same order (NaN lowest), above the inverted number of its column.
 template <class Score>
 using OrderOf = std::conditional_t<sizeof(Score) == 4, uint32_t, uint64_t>;
 template <class Score>
@@ -63,7 +63,7 @@ namespace avx2 {
 #include "adatp/select_loops.inl"
 }
 ADATP_END_TARGET
-ADATP_BEGIN_TARGET("avx512f,avx512bw,avx512vl,avx512dq,avx2,fma,prefer-vector-width=512")
+ADATP_BEGIN_TARGET("avx512f,avx512bw,avx512vl,avx512dq,avx2,fma" ADATP_WIDE_VECTORS)
 namespace avx512 {
 #include "adatp/select_loops.inl"
 }
@@ -71,7 +71,7 @@ ADATP_END_TARGET
 #endif
 
 template <class Score>
-const SelectLoops<Score>& loops_for(Isa isa) {
+const SelectLoops<Score>& loops_for([[maybe_unused]] Isa isa) {
 #if defined(__x86_64__)
   isa = std::min(isa, best_isa());
   if (isa >= Isa::avx512) return avx512::loops<Score>();

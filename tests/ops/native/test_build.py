@@ -91,12 +91,14 @@ def test_a_cache_that_can_only_be_read_is_used(cache, monkeypatch):
     assert len(cache) == 1
 
 
-@pytest.mark.parametrize("damage", ["shorter", "changed", "empty", "no checksum"])
+@pytest.mark.parametrize("damage", ["shorter", "changed", "empty", "no checksum", "garbage for a checksum"])
 def test_a_damaged_library_is_built_again(cache, damage):
     library = build.find_or_build()
     content = library.path.read_bytes()
     if damage == "no checksum":
         (library.path.parent / "sha256").unlink()
+    elif damage == "garbage for a checksum":
+        (library.path.parent / "sha256").write_bytes(b"\xff\xfe\x80")
     else:
         broken = {"shorter": content[:-4096], "changed": content[:9000] + b"\0\1\2" + content[9003:], "empty": b""}
         library.path.write_bytes(broken[damage])
@@ -118,6 +120,7 @@ def test_a_library_that_came_with_the_package_is_preferred_unless_it_cannot_be_l
 
 
 def test_the_cache_knows_sources_compiler_and_flags(monkeypatch):
+    monkeypatch.delenv("ADATP_CXXFLAGS", raising=False)
     keys = [build._key("g++"), build._key("false")]
     monkeypatch.setenv("ADATP_CXXFLAGS", "-O1")
     keys.append(build._key("g++"))
@@ -136,6 +139,14 @@ def test_where_the_cache_is(monkeypatch):
     assert build.cache_folder() == Path("/tmp/caches/adatp_kernels")
     monkeypatch.setenv("ADATP_CACHE", "/tmp/mine")
     assert build.cache_folder() == Path("/tmp/mine")
+
+
+def test_a_user_without_a_home(cache, monkeypatch):
+    for name in ("HOME", "ADATP_CACHE", "XDG_CACHE_HOME"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(os.path, "expanduser", lambda path: path)
+    assert "for this process alone: /dev/null/adatp_kernels" in build.find_or_build().origin
+    assert not Path("~").exists()
 
 
 def test_two_processes_build_at_once(compiled, tmp_path):
