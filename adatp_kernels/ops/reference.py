@@ -88,7 +88,7 @@ def column_sums_varlen(
     scale: float,
     lse: Tensor | None,
     query_mask: Tensor | None,
-    each: Callable[..., Tensor] | None = None,
+    each: Callable[..., Tensor] = column_sums,
 ) -> Tensor:
     """`column_sums`, or `each`, of every packed sequence alone, zero outside its range; waits for lengths and ranges."""
     scores = torch.zeros(len(key), dtype=torch.promote_types(query.dtype, torch.float32), device=key.device)
@@ -104,7 +104,7 @@ def column_sums_varlen(
         if rows[0] >= rows[1] or columns[0] >= columns[1]:
             continue
         scoring = slice(row + rows[0], row + rows[1])
-        scores[first + columns[0] : first + columns[1]] = (each or column_sums)(
+        scores[first + columns[0] : first + columns[1]] = each(
             query[None, scoring].transpose(1, 2),
             key[None, first:end].transpose(1, 2),
             query_start=(end - first) - (row_end - row) + rows[0],
@@ -228,21 +228,21 @@ def prune(
     dims: Sequence[tuple[int, int]],
     sequence_start: int,
     on_phase: Callable[[str], None],
+    *,
+    score: Callable[..., Tensor] = column_sums,
+    choose: Callable[..., Tensor] = select,
+    move: Callable[..., tuple[Tensor, ...]] = gather,
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """Score, select, gather; text outside the columns survives. See `functional.prune`."""
+    """Score, select, gather, each by the operation given; text outside the columns survives. See `functional.prune`."""
     if scores is None:
-        scores = column_sums(**vars(scoring))
+        scores = score(**vars(scoring))
     on_phase("score")
-    indices = with_text(select(scores, **vars(selection)), scoring, sequence_start)
-    on_phase("select")
-    moved = gather(indices, tensors, dims)
-    on_phase("compact")
-    return indices, moved
-
-
-def with_text(columns: Tensor, scoring: Scoring, sequence_start: int) -> Tensor:
-    """The surviving tokens of the sequence: the selected columns, and all text before and behind them."""
+    columns = choose(scores, **vars(selection))
     first, last = (column - sequence_start for column in scoring.key_range)
     before = torch.arange(first, device=scoring.device).expand(len(columns), -1)
     after = torch.arange(last, scoring.key.shape[2] - sequence_start, device=scoring.device).expand(len(columns), -1)
-    return torch.cat([before, columns + first, after], dim=1)
+    indices = torch.cat([before, columns + first, after], dim=1)
+    on_phase("select")
+    moved = move(indices, tensors, dims)
+    on_phase("compact")
+    return indices, moved

@@ -71,7 +71,8 @@ void column_sums(const Tensor& query, const Tensor& key, std::optional<Tensor> l
 
 template <class Score>
 void select_rows(const Tensor& scores, const Tensor& segments, const Tensor& positions, const Tensor& budgets,
-                 const std::optional<Tensor>& prior, const Tensor& kept, int64_t num_positions, int64_t dedup, double soft_weight, int64_t isa) {
+                 const std::optional<Tensor>& prior, const Tensor& kept, int64_t num_positions, int64_t dedup,
+                 double soft_weight, int64_t isa) {
   const int64_t num_selected = kept.size(1);
   parallel(scores.size(0), adatp::grain_of(16 * scores.size(1)), [&](int64_t b) {
     const auto data = [b](const Tensor& tensor, auto type) {
@@ -86,12 +87,14 @@ void select_rows(const Tensor& scores, const Tensor& segments, const Tensor& pos
     row.columns = scores.size(1), row.num_segments = budgets.size(1);
     row.num_positions = num_positions;
     row.dedup = adatp::Dedup(dedup), row.soft_weight = Score(soft_weight);
-    adatp::select_row(row, static_cast<int64_t*>(kept.mutable_data_ptr()) + b * num_selected, num_selected, adatp::Isa(isa));
+    adatp::select_row(row, static_cast<int64_t*>(kept.mutable_data_ptr()) + b * num_selected, num_selected,
+                      adatp::Isa(isa));
   });
 }
 
 void select(const Tensor& scores, const Tensor& segments, const Tensor& positions, const Tensor& budgets,
-            std::optional<Tensor> prior, Tensor kept, int64_t num_positions, int64_t dedup, double soft_weight, int64_t isa) {
+            std::optional<Tensor> prior, Tensor kept, int64_t num_positions, int64_t dedup, double soft_weight,
+            int64_t isa) {
   const auto rows = scores.scalar_type() == ScalarType::Double ? select_rows<double> : select_rows<float>;
   rows(scores, segments, positions, budgets, prior, kept, num_positions, dedup, soft_weight, isa);
 }

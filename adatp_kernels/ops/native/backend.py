@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from adatp_kernels.config import DEDUPLICATION
 from adatp_kernels.ops import reference
-from adatp_kernels.ops.arguments import Scoring, Selection
 from adatp_kernels.ops.native.build import BuildError, Library, find_or_build
 
 # Sets of instructions, as csrc/include/adatp/common.h numbers them. The best that the CPU has is used, at most this.
@@ -39,7 +38,7 @@ DETAILS = f"{library.origin}; this CPU runs {INSTRUCTIONS[_ops.best_isa()]}"
 def refuses(operation: str, *tensors: Tensor, moved: Sequence[Tensor] = ()) -> str | None:
     """Why the library cannot run an operation on `tensors`; None if it can.
 
-    The tensors are those that decide: query and key, or scores, or indices; `moved` are those that gather moves.
+    The tensors are those that decide: query and key, or scores, or indices; `moved` are what gather moves, or a given LSE.
     """
     if tensors[0].device.type != "cpu":
         return f"it runs on CPU tensors, not on {tensors[0].device}"
@@ -134,21 +133,4 @@ def gather(indices: Tensor, tensors: Sequence[Tensor], dims: Sequence[tuple[int,
     return tuple(results)
 
 
-def prune(
-    scoring: Scoring,
-    selection: Selection,
-    scores: Tensor | None,
-    tensors: Sequence[Tensor],
-    dims: Sequence[tuple[int, int]],
-    sequence_start: int,
-    on_phase: Callable[[str], None],
-) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """As `functional.prune`."""
-    if scores is None:
-        scores = column_sums(**vars(scoring))
-    on_phase("score")
-    indices = reference.with_text(select(scores, **vars(selection)), scoring, sequence_start)
-    on_phase("select")
-    moved = gather(indices, tensors, dims)
-    on_phase("compact")
-    return indices, moved
+prune = functools.partial(reference.prune, score=column_sums, choose=select, move=gather)

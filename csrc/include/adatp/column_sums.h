@@ -59,9 +59,8 @@ struct KeyTile {
 
 struct Panel {
   const void* rows;  // [dim][ROWS], or [dim / 2][ROWS][2] bfloat16
-  const int32_t* last_seen;
-  int64_t all_see;   // keys up to this coordinate are seen by all rows
-  const float* lse;  // base 2; −∞ for a row that does not count
+  const int32_t* last_seen;  // up to which key each row sees, counted from the tile's origin; never before it
+  const float* lse;           // base 2; −∞ for a row that does not count
 };
 
 struct TileKernels {
@@ -144,7 +143,7 @@ class Head {
     for (int64_t r = 0; r < int64_t(last_seen_.size()); ++r) last_seen_[r] = int32_t(r % attention.rows);
   }
 
-  // Lays out the rows of one batch row and key head; `lse` is natural, and null if it is not known yet.
+  // Lays out the rows of one batch row and key head.
   template <class Parallel>
   void pack(int64_t batch, int64_t head, const Parallel& parallel) {
     batch_ = batch;
@@ -235,13 +234,13 @@ class Head {
       const bool as_they_are = a.key_strides[3] == 1 && head_.dim_ == a.dim && (head_.dots_ || a.dtype == DType::float32);
       if (!as_they_are) {
         if (!memory_) memory_.reset(new char[TILE_KEYS * head_.dim_ * 4]);
-        if (!head_.dots_ && a.dtype != DType::float32)
+        if (head_.dots_)
+          copy(reinterpret_cast<const uint16_t*>(keys), count, reinterpret_cast<uint16_t*>(memory_.get()));
+        else if (a.dtype == DType::float32)
+          copy(reinterpret_cast<const float*>(keys), count, reinterpret_cast<float*>(memory_.get()));
+        else
           head_.kernels_.widen(keys, a.dtype, count, a.dim, a.key_strides[2], a.key_strides[3],
                                reinterpret_cast<float*>(memory_.get()));
-        else if (head_.dots_)
-          copy(reinterpret_cast<const uint16_t*>(keys), count, reinterpret_cast<uint16_t*>(memory_.get()));
-        else
-          copy(reinterpret_cast<const float*>(keys), count, reinterpret_cast<float*>(memory_.get()));
         keys = memory_.get();
       }
       const uint8_t* mask = a.key_mask ? a.key_mask + head_.batch_ * a.key_mask_strides[0] + first * a.key_mask_strides[1] : nullptr;
@@ -265,7 +264,7 @@ class Head {
 
   Panel panel(int64_t number) const {
     const int64_t row = number * kernels_.rows;
-    return {packed_.get() + row * dim_ * (dots_ ? 2 : 4), last_seen_.data() + row, origin_, lse_.data() + row};
+    return {packed_.get() + row * dim_ * (dots_ ? 2 : 4), last_seen_.data() + row, lse_.data() + row};
   }
 
   void pack_row(int64_t panel, int64_t lane) {

@@ -102,7 +102,7 @@ inline __attribute__((always_inline)) void scores_of(
       scores[k][v] *= tile.scale_log2;
       if (hidden) {
         scores[k][v] = splat(-__builtin_inff());
-      } else if (column > panel.all_see) {
+      } else if (column > tile.origin) {
         Ints seen;
         __builtin_memcpy(&seen, panel.last_seen + v * WIDTH, sizeof(seen));
         scores[k][v] = int32_t(column - tile.origin) <= seen ? scores[k][v] : splat(-__builtin_inff());

@@ -1,18 +1,21 @@
 """The compiled kernels, for every set of instructions that this CPU has, against the definition and the reference."""
 
+import importlib
 import math
 
 import brute_force
 import pytest
 import torch
 from brute_force import assert_as_good_as_plain
+from compiler import compiler_or_skip
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from op_inputs import inputs, left_padding
 
 from adatp_kernels import ops
 
-native = pytest.importorskip("adatp_kernels.ops.native.backend", reason="there is no native backend here")
+compiler_or_skip()
+native = importlib.import_module("adatp_kernels.ops.native.backend")
 AVAILABLE = range(torch.ops.adatp_cpu.best_isa() + 1)
 
 

@@ -2,7 +2,7 @@
 
 import subprocess
 
-import pytest
+from compiler import compiler_or_skip
 
 from adatp_kernels.ops.native import build
 
@@ -34,10 +34,7 @@ int main() {
 
 
 def test_a_program_without_a_framework(tmp_path):
-    try:
-        cxx = build.compiler()
-    except build.BuildError as error:
-        pytest.skip(str(error))
+    cxx = compiler_or_skip()
     source, program = tmp_path / "main.cpp", tmp_path / "main"
     source.write_text(PROGRAM)
     options = ["-std=c++20", "-O2", "-Wall", "-Wextra", "-Werror", f"-I{build.source_folder() / 'include'}"]
