@@ -13,7 +13,7 @@ from setuptools.command.bdist_wheel import bdist_wheel
 from setuptools.command.build_py import build_py
 
 ROOT = Path(__file__).resolve().parent
-spec = importlib.util.spec_from_file_location("native_build", ROOT / "adatp_kernels/ops/native/build.py")
+spec = importlib.util.spec_from_file_location("native_recipe", ROOT / "adatp_kernels/ops/native/recipe.py")
 native = importlib.util.module_from_spec(spec)
 spec.loader.exec_module(native)
 
@@ -21,7 +21,7 @@ spec.loader.exec_module(native)
 def can_build() -> bool:
     """Whether a compiler and PyTorch's headers are here."""
     try:
-        return bool(native.compiler() and native.torch_folder())
+        return bool(native.cpu_compiler() and native.torch_folder())
     except native.BuildError:
         return False
 
@@ -37,10 +37,10 @@ class BuildPackage(build_py):
         package = Path(self.build_lib) / "adatp_kernels"
         # What an earlier build left must not pass for this one's.
         shutil.rmtree(package / "csrc", ignore_errors=True)
-        (package / native.LIBRARY).unlink(missing_ok=True)
+        (package / native.CPU.library).unlink(missing_ok=True)
         shutil.copytree(ROOT / "csrc", package / "csrc")
         try:
-            native.compile_library(package.resolve() / native.LIBRARY)
+            native.compile_library(native.CPU, package.resolve() / native.CPU.library)
         except native.BuildError as error:
             print(f"the CPU library will be built at first use: {error}")
 

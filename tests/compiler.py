@@ -2,12 +2,12 @@
 
 import pytest
 
-from adatp_kernels.ops.native import build
+from adatp_kernels.ops.native import recipe
 
 
 def compiler_or_skip():
     """The compiler's name; at a module's top it skips the module."""
     try:
-        return build.compiler()
-    except build.BuildError as error:
+        return recipe.cpu_compiler()
+    except recipe.BuildError as error:
         pytest.skip(str(error), allow_module_level=True)

@@ -1,136 +1,37 @@
-"""The native backend as dispatch sees it: its operations, and which tensors it refuses."""
+"""The native backend as dispatch sees it: each operation goes to the library for its tensors' device."""
 
 from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from types import ModuleType
+from typing import Any
 
-import torch
 from torch import Tensor
 
-from adatp_kernels.config import DEDUPLICATION
-from adatp_kernels.ops import reference
-from adatp_kernels.ops.native.build import BuildError, Library, find_or_build
+from adatp_kernels.ops.arguments import Scoring
+from adatp_kernels.ops.native import cpu, cuda
 
-# Sets of instructions, as csrc/include/adatp/common.h numbers them. The best that the CPU has is used, at most this.
-INSTRUCTIONS = ("portable", "avx2", "avx512", "avx512_bf16")
-_limit = len(INSTRUCTIONS) - 1
+DETAILS = cpu.DETAILS
 
 
-def _load() -> Library:
-    library = find_or_build()
-    try:
-        torch.ops.load_library(str(library.path))
-    except OSError:
-        library = find_or_build(anew=True)
-        torch.ops.load_library(str(library.path))
-    return library
-
-
-try:
-    library = _load()
-except Exception as error:  # whatever is wrong with it, the reference runs, and the report says what
-    raise ImportError(str(error) if isinstance(error, (BuildError, OSError)) else repr(error)) from error
-_ops = torch.ops.adatp_cpu
-DETAILS = f"{library.origin}; this CPU runs {INSTRUCTIONS[_ops.best_isa()]}"
+def _library(first: Tensor | Scoring) -> ModuleType:
+    return cpu if first.device.type == "cpu" else cuda
 
 
 def refuses(operation: str, *tensors: Tensor, moved: Sequence[Tensor] = ()) -> str | None:
-    """Why the library cannot run an operation on `tensors`; None if it can.
+    """Why an operation cannot run on `tensors`; None if it can.
 
     The tensors are those that decide: query and key, or scores, or indices; `moved` are what gather moves, or a given LSE.
     """
-    if tensors[0].device.type != "cpu":
-        return f"it runs on CPU tensors, not on {tensors[0].device}"
-    if operation not in ("select", "gather") and tensors[0].dtype == torch.float64:
-        return "it computes in float32, not in float64"
-    if any(_is_unusual(tensor) for tensor in (*tensors, *moved)):
-        return "it takes plain strided tensors"
-    if operation != "select" and torch.is_grad_enabled() and any(t.requires_grad for t in (*tensors, *moved)):
-        return "it has no gradient; call it under torch.no_grad()"
-    return None
+    return _library(tensors[0]).refuses(operation, *tensors, moved=moved)
 
 
-def _is_unusual(tensor: Tensor) -> bool:
-    """Sparse, quantized, or one of many within torch.vmap."""
-    return tensor.layout != torch.strided or tensor.is_quantized or torch._C._functorch.is_batchedtensor(tensor)
+def _by_device(operation: str, first: Tensor | Scoring, *arguments: Any, **options: Any) -> Any:
+    return getattr(_library(first), operation)(first, *arguments, **options)
 
 
-def row_lse(query: Tensor, key: Tensor, *, query_start: int, scale: float, key_mask: Tensor | None) -> Tensor:
-    """As `functional.row_lse`."""
-    lse = torch.empty(query.shape[:3], dtype=torch.float32, device=query.device)
-    _ops.row_lse(query, key, key_mask, lse, min(query_start, key.shape[2]), scale, _limit)
-    return lse
-
-
-def column_sums(
-    query: Tensor,
-    key: Tensor,
-    *,
-    query_start: int,
-    key_range: tuple[int, int],
-    scale: float,
-    lse: Tensor | None,
-    key_mask: Tensor | None,
-    query_mask: Tensor | None,
-) -> Tensor:
-    """As `functional.column_sums`."""
-    scores = torch.empty(len(key), key_range[1] - key_range[0], dtype=torch.float32, device=key.device)
-    lse = None if lse is None else lse.float()
-    start = min(query_start, key.shape[2])
-    _ops.column_sums(query, key, lse, key_mask, query_mask, scores, start, key_range[0], scale, _limit)
-    return scores
-
-
-column_sums_varlen = functools.partial(reference.column_sums_varlen, each=column_sums)
-
-
-def select(
-    scores: Tensor,
-    segments: Tensor,
-    positions: Tensor,
-    budgets: Tensor,
-    *,
-    dedup: str,
-    soft_weight: float,
-    prior: Tensor | None,
-    num_selected: int,
-    num_positions: int | None,
-) -> Tensor:
-    """As `functional.select`."""
-    kept = torch.empty(len(scores), num_selected, dtype=torch.int64, device=scores.device)
-    prior = None if prior is None else prior.to(scores.dtype)
-    dedup_number = DEDUPLICATION.index(dedup)
-    _ops.select(
-        scores,
-        segments,
-        positions,
-        budgets,
-        prior,
-        kept,
-        min(num_positions or 0, 1 << 40),
-        dedup_number,
-        soft_weight,
-        _limit,
-    )
-    return kept
-
-
-def gather(indices: Tensor, tensors: Sequence[Tensor], dims: Sequence[tuple[int, int]]) -> tuple[Tensor, ...]:
-    """As `functional.gather`."""
-    results, moves = [], []
-    for tensor, (batch, token) in zip(tensors, dims, strict=True):
-        shape = list(tensor.shape)
-        if len(indices) != 1:
-            shape[batch] = len(indices)
-        shape[token] = indices.shape[1]
-        results.append(torch.empty(shape, dtype=tensor.dtype, device=tensor.device))
-        if results[-1].numel():
-            moves.append((tensor.resolve_conj().resolve_neg(), results[-1], batch, token))
-    if moves:
-        sources, targets, batches, tokens = zip(*moves, strict=True)
-        _ops.gather(indices, sources, targets, batches, tokens, [source.element_size() for source in sources])
-    return tuple(results)
-
-
-prune = functools.partial(reference.prune, score=column_sums, choose=select, move=gather)
+row_lse, gather, column_sums_varlen = cpu.row_lse, cpu.gather, cpu.column_sums_varlen
+column_sums = functools.partial(_by_device, "column_sums")
+select = functools.partial(_by_device, "select")
+prune = functools.partial(_by_device, "prune")

@@ -15,6 +15,7 @@ import triton.language as tl
 from torch import Tensor
 
 from adatp_kernels.ops import reference
+from adatp_kernels.ops.positions import count_positions, too_sparse
 from adatp_kernels.ops.triton.column_sums import mean_of_partials
 from adatp_kernels.ops.triton.tiles import power_of_two
 
@@ -22,8 +23,6 @@ from adatp_kernels.ops.triton.tiles import power_of_two
 _SORTED_POSITIONS = 1024
 # Columns that a program looks at together: of its own segment, and of the whole row.
 _BLOCK, _ROW_BLOCK = 1024, 4096
-# Words of the table of best columns, 512 MB; positions that reach further are left to the reference.
-_LARGEST_TABLE = 1 << 26
 
 
 @triton.jit
@@ -224,16 +223,6 @@ def select(
         scores, None, segments, positions, budgets, dedup=dedup, soft_weight=soft_weight, prior=prior,
         num_selected=num_selected, num_positions=num_positions, workspace=None, first=0, length=scores.shape[1],
     )  # fmt: skip
-
-
-def count_positions(positions: Tensor, segments: Tensor, dedup: str) -> int:
-    """More than any visual column's position, for callers that were not told; waits for the device."""
-    return 0 if dedup == "off" else max(0, int(positions.masked_fill(segments < 0, -1).max())) + 1
-
-
-def too_sparse(budgets: Tensor, dedup: str, num_positions: int) -> bool:
-    """Whether the positions reach so far that a table of them would be out of proportion."""
-    return dedup != "off" and budgets.numel() * num_positions > _LARGEST_TABLE
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,10 @@ from torch import Tensor
 
 from adatp_kernels.ops import reference
 from adatp_kernels.ops.arguments import Scoring, Selection
+from adatp_kernels.ops.positions import count_positions, too_sparse
 from adatp_kernels.ops.triton.column_sums import partial_column_sums
 from adatp_kernels.ops.triton.gather import gather
-from adatp_kernels.ops.triton.select import Partial, count_positions, select_tokens, too_sparse, workspace_for
+from adatp_kernels.ops.triton.select import Partial, select_tokens, workspace_for
 
 
 def prune(

@@ -12,6 +12,7 @@
 #include <memory>
 #include <vector>
 
+#include "adatp/arguments.h"
 #include "adatp/common.h"
 
 #if defined(__x86_64__)
@@ -19,24 +20,6 @@
 #endif
 
 namespace adatp {
-
-// What attends to what. Strides in elements; null masks are all true.
-struct Attention {
-  const void* query;  // [B, Hq, T, D]
-  const void* key;    // [B, Hkv, N, D]
-  DType dtype;
-  int64_t batch, query_heads, kv_heads, rows, keys, dim;
-  int64_t query_strides[4], key_strides[4];
-  int64_t query_start;  // row i sees keys ≤ query_start + i
-  float scale;
-  const uint8_t* key_mask;  // [B, N], 0 hides
-  int64_t key_mask_strides[2];
-  const uint8_t* query_mask;  // [B, T], 0 for a row that does not count
-  int64_t query_mask_strides[2];
-
-  int64_t group() const { return query_heads / kv_heads; }
-  int64_t packed_rows() const { return group() * rows; }
-};
 
 namespace detail {
 

@@ -6,26 +6,10 @@
 #include <cstring>
 #include <vector>
 
+#include "adatp/arguments.h"
 #include "adatp/common.h"
 
 namespace adatp {
-
-// Tokens to take, [batch, count] with strides in elements.
-struct Tokens {
-  const int64_t* data;
-  int64_t batch, count;
-  int64_t strides[2];
-};
-
-// A tensor and where its tokens go. Sizes and strides, in elements, have `dims` entries. With a batch of one all
-// batch-like dimensions take the same tokens; otherwise `batch_dim` takes its own, or is broadcast from size 1.
-struct Transfer {
-  const void* source;
-  void* target;
-  int64_t element_size, dims;
-  const int64_t *source_sizes, *source_strides, *target_sizes, *target_strides;
-  int64_t batch_dim, token_dim;
-};
 
 namespace detail {
 

@@ -11,11 +11,10 @@
 #include <type_traits>
 #include <vector>
 
+#include "adatp/arguments.h"
 #include "adatp/common.h"
 
 namespace adatp {
-
-enum class Dedup { strict, soft, off };
 
 // One batch row of `select`; see functional.select of the Python package. Strides in elements; fewer than 2^32 columns.
 template <class Score>

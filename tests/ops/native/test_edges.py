@@ -12,7 +12,7 @@ from compiler import compiler_or_skip
 from adatp_kernels import ops
 
 compiler_or_skip()
-native = importlib.import_module("adatp_kernels.ops.native.backend")
+native = importlib.import_module("adatp_kernels.ops.native.cpu")
 
 
 @pytest.fixture(

@@ -6,6 +6,7 @@ import math
 import brute_force
 import pytest
 import torch
+from awkward_inputs import AWKWARD_SCORES, awkward_selection, awkward_tensors, same_bits
 from brute_force import assert_as_good_as_plain
 from compiler import compiler_or_skip
 from hypothesis import given, settings
@@ -15,7 +16,7 @@ from op_inputs import inputs, left_padding
 from adatp_kernels import ops
 
 compiler_or_skip()
-native = importlib.import_module("adatp_kernels.ops.native.backend")
+native = importlib.import_module("adatp_kernels.ops.native.cpu")
 AVAILABLE = range(torch.ops.adatp_cpu.best_isa() + 1)
 
 
@@ -131,81 +132,24 @@ def test_what_a_caller_got_wrong_touches_no_other_memory():
                 assert kept.shape == (1, 8) and (kept >= 0).all() and (kept < 8).all()
 
 
-AWKWARD = torch.tensor([math.nan, math.inf, -math.inf, -0.0, 0.0, 1e-40, 0.25, 0.5, 0.5, 1.0, -1.0])
-
-
 @given(st.integers(0, 2**32), st.sampled_from(["strict", "soft", "off"]), st.booleans())
 @settings(max_examples=1000, deadline=None)
 def test_select_is_the_reference_on_ten_thousand_cases(seed, dedup, double):
     """A thousand examples of ten batch rows each, which are cases of their own."""
-    random = torch.Generator().manual_seed(seed)
-    draw = lambda *bounds: int(torch.randint(*bounds, (), generator=random))  # noqa: E731
-    columns, segments, cells = draw(1, 80), draw(0, 5), draw(1, 12)
-    scores = torch.rand(10, columns, generator=random, dtype=torch.float64 if double else torch.float32)
-    if draw(0, 2):  # ties
-        scores = (scores * 4).round() / 4
-    if draw(0, 2):
-        awkward = AWKWARD[torch.randint(0, len(AWKWARD), (10, columns), generator=random)].to(scores.dtype)
-        scores = torch.where(torch.rand(10, columns, generator=random) < 0.3, awkward, scores)
-    ids = torch.randint(-1, segments, (columns,), generator=random) if segments else torch.full((columns,), -1)
-    if draw(0, 2):
-        ids = ids.sort().values
-    positions = torch.randint(0, cells, (columns,), generator=random) * (10**9 if draw(0, 5) == 0 else 1)
-    budgets = []
-    for segment in range(segments):
-        mine = positions[ids == segment]
-        budgets.append(draw(0, (len(mine.unique()) if dedup == "strict" else len(mine)) + 1))
-    options = {"dedup": dedup, "soft_weight": [0.0, 0.3, 1.0][draw(0, 3)]}
-    if draw(0, 2):
-        options["prior"] = torch.randint(0, 3, (10, columns), generator=random).to(scores.dtype) / 2
-    if draw(0, 2):  # strides
-        scores = torch.stack([scores, scores * 0], 2)[:, :, 0]
-        ids = torch.stack([ids, ids * 0], 1)[:, 0]
-    budgets = torch.tensor(budgets, dtype=torch.int64)
-    expected = ops.select(scores, ids, positions, budgets, backend="reference", **options)
-    assert ops.select(scores, ids, positions, budgets, backend="native", **options).equal(expected)
-
-
-DTYPES = [
-    torch.uint8,
-    torch.bool,
-    torch.bfloat16,
-    torch.float32,
-    torch.int64,
-    torch.complex64,
-    torch.complex128,
-    torch.float8_e4m3fn,
-]
+    *given, options = awkward_selection(seed, dedup, dtype=torch.float64 if double else torch.float32)
+    expected = ops.select(*given, backend="reference", **options)
+    assert ops.select(*given, backend="native", **options).equal(expected)
 
 
 @given(st.integers(0, 2**32))
 @settings(max_examples=1000, deadline=None)
 def test_gather_is_the_reference(seed):
-    random = torch.Generator().manual_seed(seed)
-    draw = lambda *bounds: int(torch.randint(*bounds, (), generator=random))  # noqa: E731
-    batch, tokens = draw(1, 4), draw(1, 200)
-    indices = torch.randint(0, tokens, (batch, draw(0, 150)), generator=random)
-    tensors, dims = [], []
-    for _ in range(draw(1, 4)):
-        shape = [draw(1, 5) for _ in range(draw(1, 4))]
-        order = torch.randperm(len(shape) + 1, generator=random).tolist()
-        token, own = order[0], order[1]
-        shape.insert(0, draw(1, 5))
-        shape[token], shape[own] = tokens, batch if draw(0, 3) else 1
-        wide = [size * (2 if draw(0, 3) == 0 else 1) for size in shape]
-        dtype = DTYPES[draw(0, len(DTYPES))]
-        # Bytes that make no NaN: torch.gather changes the bits of some.
-        memory = torch.randint(0, 60, [*wide, dtype.itemsize], generator=random, dtype=torch.uint8)
-        tensor = (memory > 30)[..., 0] if dtype == torch.bool else memory.view(dtype)[..., 0]
-        tensor = tensor[tuple(slice(None, None, w // s) for w, s in zip(wide, shape, strict=True))]
-        tensors.append(tensor.conj() if dtype.is_complex and draw(0, 2) else tensor)
-        dims.append((own, token))
+    indices, tensors, dims = awkward_tensors(seed)
     expected = ops.gather(indices, *tensors, dims=dims, backend="reference")
     actual = ops.gather(indices, *tensors, dims=dims, backend="native")
     for moved, right in zip(actual, expected, strict=True):
         assert moved.shape == right.shape and moved.dtype == right.dtype and moved.is_contiguous()
-        bits = [t.resolve_conj().contiguous().reshape(-1).view(torch.uint8) for t in (moved, right)]
-        assert bits[0].equal(bits[1])
+        assert same_bits(moved, right)
 
 
 @given(st.integers(0, 2**32))
@@ -218,7 +162,7 @@ def test_column_sums_are_the_references(seed):
     query = torch.randn(batch, rows, kv_heads * draw(1, 4), dim, generator=random).to(dtype).transpose(1, 2)
     key = torch.randn(batch, kv_heads, columns, dim, generator=random).to(dtype)
     if draw(0, 4) == 0:
-        key[draw(0, batch), draw(0, kv_heads), draw(0, columns), draw(0, dim)] = AWKWARD[draw(0, 3)]
+        key[draw(0, batch), draw(0, kv_heads), draw(0, columns), draw(0, dim)] = AWKWARD_SCORES[draw(0, 3)]
     first = draw(0, columns)
     where = {"query_start": draw(0, columns + 5), "key_range": (first, draw(first + 1, columns + 1))}
     if draw(0, 2):

@@ -4,7 +4,7 @@ import subprocess
 
 from compiler import compiler_or_skip
 
-from adatp_kernels.ops.native import build
+from adatp_kernels.ops.native import recipe
 
 PROGRAM = r"""
 #include <cstdio>
@@ -37,7 +37,7 @@ def test_a_program_without_a_framework(tmp_path):
     cxx = compiler_or_skip()
     source, program = tmp_path / "main.cpp", tmp_path / "main"
     source.write_text(PROGRAM)
-    options = ["-std=c++20", "-O2", "-Wall", "-Wextra", "-Werror", f"-I{build.source_folder() / 'include'}"]
+    options = ["-std=c++20", "-O2", "-Wall", "-Wextra", "-Werror", f"-I{recipe.source_folder() / 'include'}"]
     subprocess.run([cxx, *options, str(source), "-o", str(program)], check=True)
     printed = subprocess.run([program], check=True, capture_output=True, text=True).stdout.split()
     assert printed == ["1.7918", "0.3333", "0.1667", "0", "3", "0.6931", "0.0000"]  # ln 6, 2/6, 1/6

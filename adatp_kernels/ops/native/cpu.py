@@ -1,0 +1,132 @@
+"""The native backend on CPU tensors: its operations, and which tensors it refuses."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from adatp_kernels.config import DEDUPLICATION
+from adatp_kernels.ops import reference
+from adatp_kernels.ops.native.build import Library, find_or_build
+from adatp_kernels.ops.native.recipe import CPU, BuildError
+
+# Sets of instructions, as csrc/include/adatp/common.h numbers them. The best that the CPU has is used, at most this.
+INSTRUCTIONS = ("portable", "avx2", "avx512", "avx512_bf16")
+_limit = len(INSTRUCTIONS) - 1
+
+
+def _load() -> Library:
+    library = find_or_build(CPU)
+    try:
+        torch.ops.load_library(str(library.path))
+    except OSError:
+        library = find_or_build(CPU, anew=True)
+        torch.ops.load_library(str(library.path))
+    return library
+
+
+try:
+    library = _load()
+except Exception as error:  # whatever is wrong with it, the reference runs, and the report says what
+    raise ImportError(str(error) if isinstance(error, (BuildError, OSError)) else repr(error)) from error
+_ops = torch.ops.adatp_cpu
+DETAILS = f"{library.origin}; this CPU runs {INSTRUCTIONS[_ops.best_isa()]}"
+
+
+def refuses(operation: str, *tensors: Tensor, moved: Sequence[Tensor] = ()) -> str | None:
+    """Why the library cannot run an operation on `tensors`, which are on a CPU; None if it can."""
+    if operation not in ("select", "gather") and tensors[0].dtype == torch.float64:
+        return "it computes in float32, not in float64"
+    if any(_is_unusual(tensor) for tensor in (*tensors, *moved)):
+        return "it takes plain strided tensors"
+    if operation != "select" and torch.is_grad_enabled() and any(t.requires_grad for t in (*tensors, *moved)):
+        return "it has no gradient; call it under torch.no_grad()"
+    return None
+
+
+def _is_unusual(tensor: Tensor) -> bool:
+    """Sparse, quantized, or one of many within torch.vmap."""
+    return tensor.layout != torch.strided or tensor.is_quantized or torch._C._functorch.is_batchedtensor(tensor)
+
+
+def row_lse(query: Tensor, key: Tensor, *, query_start: int, scale: float, key_mask: Tensor | None) -> Tensor:
+    """As `functional.row_lse`."""
+    lse = torch.empty(query.shape[:3], dtype=torch.float32, device=query.device)
+    _ops.row_lse(query, key, key_mask, lse, min(query_start, key.shape[2]), scale, _limit)
+    return lse
+
+
+def column_sums(
+    query: Tensor,
+    key: Tensor,
+    *,
+    query_start: int,
+    key_range: tuple[int, int],
+    scale: float,
+    lse: Tensor | None,
+    key_mask: Tensor | None,
+    query_mask: Tensor | None,
+) -> Tensor:
+    """As `functional.column_sums`."""
+    scores = torch.empty(len(key), key_range[1] - key_range[0], dtype=torch.float32, device=key.device)
+    lse = None if lse is None else lse.float()
+    start = min(query_start, key.shape[2])
+    _ops.column_sums(query, key, lse, key_mask, query_mask, scores, start, key_range[0], scale, _limit)
+    return scores
+
+
+column_sums_varlen = functools.partial(reference.column_sums_varlen, each=column_sums)
+
+
+def select(
+    scores: Tensor,
+    segments: Tensor,
+    positions: Tensor,
+    budgets: Tensor,
+    *,
+    dedup: str,
+    soft_weight: float,
+    prior: Tensor | None,
+    num_selected: int,
+    num_positions: int | None,
+) -> Tensor:
+    """As `functional.select`."""
+    kept = torch.empty(len(scores), num_selected, dtype=torch.int64, device=scores.device)
+    prior = None if prior is None else prior.to(scores.dtype)
+    dedup_number = DEDUPLICATION.index(dedup)
+    _ops.select(
+        scores,
+        segments,
+        positions,
+        budgets,
+        prior,
+        kept,
+        min(num_positions or 0, 1 << 40),
+        dedup_number,
+        soft_weight,
+        _limit,
+    )
+    return kept
+
+
+def gather(indices: Tensor, tensors: Sequence[Tensor], dims: Sequence[tuple[int, int]]) -> tuple[Tensor, ...]:
+    """As `functional.gather`."""
+    results, moves = [], []
+    for tensor, (batch, token) in zip(tensors, dims, strict=True):
+        shape = list(tensor.shape)
+        if len(indices) != 1:
+            shape[batch] = len(indices)
+        shape[token] = indices.shape[1]
+        results.append(torch.empty(shape, dtype=tensor.dtype, device=tensor.device))
+        if results[-1].numel():
+            moves.append((tensor.resolve_conj().resolve_neg(), results[-1], batch, token))
+    if moves:
+        sources, targets, batches, tokens = zip(*moves, strict=True)
+        _ops.gather(indices, sources, targets, batches, tokens, [source.element_size() for source in sources])
+    return tuple(results)
+
+
+prune = functools.partial(reference.prune, score=column_sums, choose=select, move=gather)

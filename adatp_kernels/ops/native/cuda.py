@@ -1,0 +1,211 @@
+"""The native backend on CUDA tensors: scores, a selection, or a whole stage, each in one cooperative launch."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from adatp_kernels.config import DEDUPLICATION
+from adatp_kernels.ops import reference
+from adatp_kernels.ops.arguments import Scoring, Selection
+from adatp_kernels.ops.native.build import Library, find_or_build
+from adatp_kernels.ops.native.recipe import CUDA
+from adatp_kernels.ops.positions import count_positions, too_sparse
+
+# The device that these operators are for; tests without a GPU have them compiled for CPU tensors.
+_DEVICE = "cuda"
+_HEAD_DIMS = (64, 96, 128)
+_MOST_DIMS = 5
+_LARGEST = 2**31 - 1
+
+
+@functools.cache
+def load() -> Library | str:
+    """The library, loaded, or why there is none."""
+    try:
+        library = find_or_build(CUDA)
+        torch.ops.load_library(str(library.path))
+    except Exception as error:  # whatever is wrong with it, another backend runs
+        return f"its CUDA library cannot be loaded: {error}"
+    return library
+
+
+def refuses(operation: str, *tensors: Tensor, moved: Sequence[Tensor] = ()) -> str | None:
+    """Why the library cannot run an operation on `tensors`, which are on a GPU; None if it can."""
+    if tensors[0].device.type != _DEVICE:
+        return f"it runs on CPU and CUDA tensors, not on {tensors[0].device}"
+    if operation not in ("column_sums", "select", "prune"):
+        return f"on a GPU it runs column_sums, select and prune, not {operation}; Triton does"
+    library = load()
+    if isinstance(library, str):
+        return library
+    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (*tensors, *moved)):
+        return "it has no gradient; call it under torch.no_grad()"
+    if operation == "select":
+        return None if tensors[0].dtype == torch.float32 else f"scores must be float32, not {tensors[0].dtype}"
+    if max(tensors[0].numel(), tensors[1].numel()) > _LARGEST:
+        return f"query and key may have at most {_LARGEST} elements each"
+    return _refuses_attention(*tensors[:2]) or (_refuses_moved(moved) if operation == "prune" else None)
+
+
+def _refuses_attention(query: Tensor, key: Tensor) -> str | None:
+    if query.dtype not in (torch.float16, torch.bfloat16):
+        return f"on a GPU it scores float16 and bfloat16, not {query.dtype}; Triton does"
+    if query.shape[-1] not in _HEAD_DIMS:
+        return f"on a GPU the head dim must be one of {_HEAD_DIMS}, not {query.shape[-1]}"
+    for name, tensor in (("query", query), ("key", key)):
+        if tensor.stride(-1) != 1 or tensor.data_ptr() % 16 or any(stride % 8 for stride in tensor.stride()[:-1]):
+            return f"on a GPU the rows of {name} must lie in one piece, and begin at multiples of 16 bytes"
+    return None
+
+
+def _refuses_moved(moved: Sequence[Tensor]) -> str | None:
+    most = max((tensor.dim() for tensor in moved), default=0)
+    return None if most <= _MOST_DIMS else f"on a GPU tensors may have at most {_MOST_DIMS} dimensions, not {most}"
+
+
+def _on_its_device(operation: Callable) -> Callable:
+    """Launch where the tensors are, not on the current device."""
+
+    @functools.wraps(operation)
+    def run(first: Tensor | Scoring, *arguments: object, **options: object) -> object:
+        if _DEVICE != "cuda" or first.device.index == torch.cuda.current_device():
+            return operation(first, *arguments, **options)
+        with torch.cuda.device(first.device):
+            return operation(first, *arguments, **options)
+
+    return run
+
+
+@_on_its_device
+def column_sums(
+    query: Tensor,
+    key: Tensor,
+    *,
+    query_start: int,
+    key_range: tuple[int, int],
+    scale: float,
+    lse: Tensor | None,
+    key_mask: Tensor | None,
+    query_mask: Tensor | None,
+) -> Tensor:
+    """As `functional.column_sums`."""
+    scores = torch.empty(len(key), key_range[1] - key_range[0], dtype=torch.float32, device=key.device)
+    lse = None if lse is None else lse.float()
+    start = _start(query_start, query, key)
+    torch.ops.adatp_cuda.column_sums(query, key, lse, key_mask, query_mask, scores, start, key_range[0], scale)
+    return scores
+
+
+@_on_its_device
+def select(
+    scores: Tensor,
+    segments: Tensor,
+    positions: Tensor,
+    budgets: Tensor,
+    *,
+    dedup: str,
+    soft_weight: float,
+    prior: Tensor | None,
+    num_selected: int,
+    num_positions: int | None,
+) -> Tensor:
+    """As `functional.select`."""
+    selection = Selection(segments, positions, budgets, dedup, soft_weight, prior, num_selected, num_positions)
+    selection = _with_positions(selection)
+    if _is_too_sparse(selection):
+        return reference.select(scores, **vars(selection))
+    kept = torch.empty(len(scores), num_selected, dtype=torch.int64, device=scores.device)
+    _run(None, selection, scores, kept, 0, (), (), ())
+    return kept
+
+
+@_on_its_device
+def prune(
+    scoring: Scoring,
+    selection: Selection,
+    scores: Tensor | None,
+    tensors: Sequence[Tensor],
+    dims: Sequence[tuple[int, int]],
+    sequence_start: int,
+    on_phase: Callable[[str], None],
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """As `functional.prune`. The phases are one launch, so a clock that `on_phase` drives finds all time in the last."""
+    selection = _with_positions(selection)
+    if _is_too_sparse(selection):
+        return reference.prune(scoring, selection, scores, tensors, dims, sequence_start, on_phase)
+    on_phase("score")
+    on_phase("select")
+    first, last = (column - sequence_start for column in scoring.key_range)
+    batch, tokens = (
+        len(selection.segments),
+        first + selection.num_selected + scoring.key.shape[2] - sequence_start - last,
+    )
+    kept = torch.empty(batch, tokens, dtype=torch.int64, device=scoring.device)
+    targets = []
+    for tensor, (batch_dim, token_dim) in zip(tensors, dims, strict=True):
+        shape = list(tensor.shape)
+        if batch != 1:
+            shape[batch_dim] = batch
+        shape[token_dim] = tokens
+        targets.append(torch.empty(shape, dtype=tensor.dtype, device=tensor.device))
+    sources = [tensor.resolve_conj().resolve_neg() for tensor in tensors]
+    _run(None if scores is not None else scoring, selection, scores, kept, first, sources, targets, dims)
+    on_phase("compact")
+    return kept, tuple(targets)
+
+
+def _run(
+    scoring: Scoring | None,
+    selection: Selection,
+    scores: Tensor | None,
+    kept: Tensor,
+    first: int,
+    sources: Sequence[Tensor],
+    targets: Sequence[Tensor],
+    dims: Sequence[tuple[int, int]],
+) -> None:
+    moves = [
+        (source, target, batch, token, source.element_size())
+        for source, target, (batch, token) in zip(sources, targets, dims, strict=True)
+        if target.numel()
+    ]
+    if scoring is None:
+        attention: tuple = (None,) * 5
+        start, first_key, scale = 0, 0, 1.0
+    else:
+        lse = None if scoring.lse is None else scoring.lse.float()
+        attention = (scoring.query, scoring.key, lse, scoring.key_mask, scoring.query_mask)
+        start = _start(scoring.query_start, scoring.query, scoring.key)
+        first_key, scale = scoring.key_range[0], scoring.scale
+    prior = None if selection.prior is None else selection.prior.float()
+    torch.ops.adatp_cuda.stage(
+        *attention, scores, selection.segments, selection.positions, selection.budgets, prior, kept,
+        *([list(column) for column in zip(*moves, strict=True)] or [[]] * 5),
+        start, first_key, scale, first, selection.num_selected, selection.num_positions,
+        DEDUPLICATION.index(selection.dedup), selection.soft_weight,
+    )  # fmt: skip
+
+
+def _start(query_start: int, query: Tensor, key: Tensor) -> int:
+    """`query_start` within what makes a difference, which fits 32 bits."""
+    return max(-query.shape[2], min(query_start, key.shape[2]))
+
+
+def _with_positions(selection: Selection) -> Selection:
+    if selection.dedup == "off":
+        return replace(selection, num_positions=0)
+    if selection.num_positions is None:
+        return replace(
+            selection, num_positions=count_positions(selection.positions, selection.segments, selection.dedup)
+        )
+    return selection
+
+
+def _is_too_sparse(selection: Selection) -> bool:
+    assert selection.num_positions is not None
+    return too_sparse(selection.budgets, selection.dedup, selection.num_positions)
