@@ -16,6 +16,8 @@ from measure import ON_GPU
 from torch import Tensor
 
 from adatp_kernels import Stage, ops
+from adatp_kernels.ops.native import cuda
+from adatp_kernels.ops.native.build import Library
 
 DEVICE = torch.device("cuda" if ON_GPU else "cpu")
 DTYPE = torch.bfloat16 if ON_GPU else torch.float32
@@ -24,6 +26,8 @@ HIDDEN = 3584
 CELLS = 196
 BEFORE = 14  # text tokens before the video
 FAST = "triton" if ON_GPU else "auto"
+# What is ours, by what its variants' names end with; the CUDA library joins in where it can be built.
+OURS = {"": FAST, **({" (native)": "native"} if ON_GPU and isinstance(cuda.load(), Library) else {})}
 
 VISUAL = (6272, 12544, 25088, 100352) if ON_GPU else (784, 1568)
 TEXT = (1, 16, 64, 256) if ON_GPU else (1, 16, 64)
@@ -39,8 +43,6 @@ class Case:
     make : callable (seed) -> inputs
         Fresh random inputs on the device.
     variants : dict of str to callable (inputs) -> result
-    ours : set of str
-        The variants that are this package's.
     check : callable (name, result, inputs)
         Raises if a variant's result is wrong.
     bytes, flop : int
@@ -51,11 +53,15 @@ class Case:
     shape: dict[str, Any]
     make: Callable[[int], tuple]
     variants: dict[str, Callable[..., Any]]
-    ours: set[str]
     check: Callable[[str, Any, tuple], None]
     bytes: int
     flop: int
     verified: set[str] = field(default_factory=set)
+
+    @property
+    def ours(self) -> set[str]:
+        """The variants that are this package's."""
+        return {name for name in self.variants if name.startswith("adatp")}
 
     @property
     def title(self) -> str:
@@ -97,7 +103,7 @@ def column_sums() -> Iterator[Case]:
 
 def _column_sums(visual: int, text: int, batch: int) -> Case:
     columns, start = slice(BEFORE, BEFORE + visual), BEFORE + visual
-    where = {"query_start": start, "key_range": (columns.start, columns.stop), "backend": FAST}
+    where = {"query_start": start, "key_range": (columns.start, columns.stop)}
     with_map = batch == 1 and visual == VISUAL[0] and text == 64  # it is so slow that once is enough to see it
 
     def make(seed: int) -> tuple:
@@ -111,16 +117,19 @@ def _column_sums(visual: int, text: int, batch: int) -> Case:
         error = (result[:1].double() - exact).norm() / exact.norm()
         assert error < (1e-2 if torch.bfloat16 == DTYPE else 1e-5), f"{name} is off by {error:.1e}"
 
-    variants = {
-        "adatp, LSE given": lambda q, k, lse: ops.column_sums(q[:, :, -text:], k, lse=lse, **where),
-        "adatp": lambda q, k, lse: ops.column_sums(q[:, :, -text:], k, **where),
-        "text rows in torch": lambda q, k, lse: baselines.text_rows(q, k, text, columns),
-    }
+    def ours(query: Tensor, key: Tensor, lse: Tensor | None, backend: str) -> Tensor:
+        return ops.column_sums(query[:, :, -text:], key, lse=lse, backend=backend, **where)
+
+    variants: dict[str, Callable] = {}
+    for name, backend in OURS.items():
+        variants[f"adatp, LSE given{name}"] = lambda q, k, lse, b=backend: ours(q, k, lse, b)
+        variants[f"adatp{name}"] = lambda q, k, lse, b=backend: ours(q, k, None, b)
+    variants["text rows in torch"] = lambda q, k, lse: baselines.text_rows(q, k, text, columns)
     if with_map:
         variants["materialised map"] = lambda q, k, lse: baselines.materialised_map(q, k, text, columns)
     moved, flop = _score_floor(visual, text, batch)
     shape = {"N": visual, "T": text, "batch": batch}
-    return Case("column_sums", shape, make, variants, {"adatp, LSE given", "adatp"}, check, moved, flop)
+    return Case("column_sums", shape, make, variants, check, moved, flop)
 
 
 def _packed() -> Case:
@@ -156,7 +165,7 @@ def _packed() -> Case:
 
     moved, flop = (sum(part) for part in zip(*(_score_floor(count, text, 1) for count in visual), strict=True))
     shape = {"N": sum(visual), "T": text, "packed": 8}
-    return Case("column_sums", shape, make, {"adatp": ours, "text rows in torch": each}, {"adatp"}, check, moved, flop)
+    return Case("column_sums", shape, make, {"adatp": ours, "text rows in torch": each}, check, moved, flop)
 
 
 def _video(visual: int) -> tuple[int, Tensor, Tensor]:
@@ -193,15 +202,16 @@ def _select(visual: int, batch: int, dedup: str) -> Case:
         assert result.equal(ops.select(inputs[0], ids, positions, budgets, backend="reference", **known)), name
 
     variants: dict[str, Callable] = {
-        "adatp": lambda scores: ops.select(scores, ids, positions, budgets, backend=FAST, **known),
-        "topk + sort": lambda scores: baselines.topk_and_sort(scores, kept),
+        f"adatp{name}": lambda scores, b=backend: ops.select(scores, ids, positions, budgets, backend=b, **known)
+        for name, backend in OURS.items()
     }
     if dedup == "strict":
-        del variants["topk + sort"]
         variants["amax + topk + sort"] = lambda s: baselines.deduplicate_topk_and_sort(s, segments, CELLS, kept)
+    else:
+        variants["topk + sort"] = lambda scores: baselines.topk_and_sort(scores, kept)
     moved = batch * (visual * (4 + 8 + 8) + segments * kept * 8)
     shape = {"N": visual, "batch": batch, "kept": f"1/8 {dedup}"}
-    return Case("select", shape, make, variants, {"adatp"}, check, moved, 0)
+    return Case("select", shape, make, variants, check, moved, 0)
 
 
 def _travelling(length: int, batch: int, seed: int) -> list[Tensor]:
@@ -247,7 +257,7 @@ def _gather(visual: int, batch: int, share: int) -> Case:
     if batch == 1:
         variants["index_select each"] = lambda indices, tensors: baselines.index_select(indices, tensors, DIMS)
     shape = {"N": visual, "batch": batch, "kept": f"{share} %"}
-    return Case("gather", shape, make, variants, {"adatp"}, check, _gather_bytes(kept, batch), 0)
+    return Case("gather", shape, make, variants, check, _gather_bytes(kept, batch), 0)
 
 
 def stage() -> Iterator[Case]:
@@ -270,7 +280,7 @@ def _stage(visual: int, text: int, batch: int) -> Case:
         query, key = _attention(visual, text, batch, seed, all_rows=False)
         return query, key, ops.row_lse(query, key, query_start=start), _travelling(length, batch, seed)
 
-    def ours(query: Tensor, key: Tensor, lse: Tensor | None, tensors: list[Tensor], backend: str = FAST) -> Any:
+    def ours(query: Tensor, key: Tensor, lse: Tensor | None, tensors: list[Tensor], backend: str) -> Any:
         return ops.prune(
             query, key, tensors, chosen, dims=DIMS, segments=ids, positions=positions, query_start=start,
             key_range=(columns.start, columns.stop), lse=lse, budgets=budgets, num_selected=chosen.total,
@@ -296,10 +306,10 @@ def _stage(visual: int, text: int, batch: int) -> Case:
 
     moved, flop = _score_floor(visual, text, batch)
     moved += batch * visual * 16 + _gather_bytes(survivors, batch)
-    variants = {
-        "adatp, LSE given": ours,
-        "adatp": lambda query, key, lse, tensors: ours(query, key, None, tensors),
-        "plain torch": plain,
-    }
+    variants: dict[str, Callable] = {}
+    for name, backend in OURS.items():
+        variants[f"adatp, LSE given{name}"] = lambda q, k, lse, tensors, b=backend: ours(q, k, lse, tensors, b)
+        variants[f"adatp{name}"] = lambda q, k, lse, tensors, b=backend: ours(q, k, None, tensors, b)
+    variants["plain torch"] = plain
     shape = {"N": visual, "T": text, "batch": batch}
-    return Case("stage", shape, make, variants, {"adatp, LSE given", "adatp"}, check, moved, flop)
+    return Case("stage", shape, make, variants, check, moved, flop)

@@ -2,9 +2,10 @@
 
     python benches/gpu_suite.py DIRECTORY [--seconds 520] [--dry]
 
-Prints versions and the two measured ceilings, runs the kernels' tests on the GPU, then the suites of what passed,
-and last a short table; JSON and plots go into DIRECTORY. With --dry it runs on a CPU, the tests by Triton's
-interpreter, so that every path of this script has been walked before its first minute on a GPU.
+Prints versions and the two measured ceilings, runs the kernels' tests on the GPU, the CUDA library's also under
+compute-sanitizer where that works, then the suites of what passed, and last a short table; JSON and plots go into
+DIRECTORY. With --dry it runs on a CPU, the tests by Triton's interpreter and the machine that plays a GPU, so that
+every path of this script has been walked before its first minute on a GPU.
 """
 
 from __future__ import annotations
@@ -12,21 +13,27 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
 # What a failing test file keeps from being timed.
 TIMED_BY = {
-    "test_scores.py": {"column_sums", "stage", "prefill"},
-    "test_scores_varlen.py": {"column_sums"},
-    "test_select.py": {"select", "stage", "prefill"},
-    "test_gather.py": {"gather", "stage", "prefill"},
-    "test_stage.py": {"stage", "prefill"},
-    "test_acceleration.py": {"prefill"},
+    "triton_kernels/test_scores.py": {"column_sums", "stage", "prefill"},
+    "triton_kernels/test_scores_varlen.py": {"column_sums"},
+    "triton_kernels/test_select.py": {"select", "stage", "prefill"},
+    "triton_kernels/test_gather.py": {"gather", "stage", "prefill"},
+    "triton_kernels/test_stage.py": {"stage", "prefill"},
+    "triton_kernels/test_acceleration.py": {"prefill"},
+    "ops/native/test_cuda.py": set(),  # every variant is verified again before it is timed
 }
+# Few and small: a kernel is up to a hundred times slower under it.
+SANITIZED = "test_masks or test_prune_is_its_operations and strict or several_blocks and few or scattered"
+SANITIZERS = ("memcheck", "racecheck", "synccheck")
 SUITES = ("stage", "column_sums", "select", "gather", "prefill")
 
 
@@ -55,17 +62,25 @@ def main() -> int:
 
     print(f"{device_name()}: " + ", ".join(f"{value:.3g} {name}" for name, value in ceilings().items()), flush=True)
 
+    if not options.dry:  # the one architecture is compiled in a third of the time
+        number = "".join(map(str, torch.cuda.get_device_capability()))
+        environment.setdefault("ADATP_CUDA_ARCHS", f"sm_{number}{'a' if number == '90' else ''}")
     broken: set[str] = set()
+    failed = False
     for file, suites in TIMED_BY.items():
+        interpreted = options.dry and file.startswith("triton")
         code = _run(
-            [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"triton_kernels/{file}"],
+            [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", file],
             ROOT / "tests",
-            {**environment, **({"TRITON_INTERPRET": "1"} if options.dry else {})},
-            options.directory / f"{file.removesuffix('.py')}.log",
+            {**environment, **({"TRITON_INTERPRET": "1"} if interpreted else {})},
+            options.directory / f"{file.removesuffix('.py').replace('/', '.')}.log",
             max(1.0, left()),
         )
         if code:
             broken |= suites
+            failed = True
+    if not options.dry:
+        failed |= _sanitize(options.directory, environment, left)
     rows: list[dict] = []
     for suite in SUITES:
         if suite in broken:
@@ -95,7 +110,37 @@ def main() -> int:
             if written.exists():
                 rows += json.loads(written.read_text())["rows"]
     _finish(options.directory, rows)
-    return int(bool(broken) or not rows)
+    return int(failed or not rows)
+
+
+def _sanitize(directory: Path, environment: dict[str, str], left: Callable[[], float]) -> bool:
+    """The CUDA library's tests under each tool of compute-sanitizer; whether one found something."""
+    tool = shutil.which("compute-sanitizer")
+    works = [tool, sys.executable, "-c", "import torch; torch.ones(1, device='cuda').add_(1).item()"]
+    if tool is None or subprocess.run(works, capture_output=True).returncode:
+        print(f"compute-sanitizer: {'does not work' if tool else 'is not'} here", flush=True)
+        return False
+    tests = [
+        sys.executable,
+        "-m",
+        "pytest",
+        "-q",
+        "-x",
+        "-p",
+        "no:cacheprovider",
+        "ops/native/test_cuda.py",
+        "-k",
+        SANITIZED,
+    ]
+    found = False
+    for name in SANITIZERS:
+        if left() < 60:
+            print(f"{name}: not run, because the time is up", flush=True)
+            continue
+        log = directory / f"{name}.log"
+        code = _run([tool, "--tool", name, "--error-exitcode", "9", *tests], ROOT / "tests", environment, log, 60)
+        found |= code not in (0, 124)
+    return found
 
 
 def _run(command: list[str], folder: Path, environment: dict[str, str], log: Path, seconds: float) -> int:

@@ -14,7 +14,7 @@ from adatp_kernels.config import BACKENDS
 from adatp_kernels.errors import choice
 
 # A backend is a module with one function per operation, called with checked arguments, and `refuses(operation,
-# *tensors, moved)`, which says why it cannot run on some tensors. Its DETAILS, if it has any, go into the report.
+# *tensors, moved)`, which says why it cannot run on some tensors. Its `details()`, if it has any, go into the report.
 _MODULES = {
     "native": "adatp_kernels.ops.native.backend",
     "triton": "adatp_kernels.ops.triton.backend",
@@ -70,7 +70,7 @@ def backend_report() -> BackendReport:
     gpu = torch.empty(1, 1, 1, 1, device="cuda" if torch.cuda.is_available() else "cpu")
     reasons = {name: _refusal(name, "gather", (gpu.cpu() if name == "native" else gpu,)) for name in _MODULES}
     unavailable = {name: reason for name, reason in reasons.items() if reason is not None}
-    details = {name: module.DETAILS for name, module in _loaded.items() if hasattr(module, "DETAILS")}
+    details = {name: module.details() for name, module in _loaded.items() if hasattr(module, "details")}
     return BackendReport({name: name not in unavailable for name in reasons}, unavailable, dict(_last), details)
 
 

@@ -12,7 +12,11 @@ from torch import Tensor
 from adatp_kernels.ops.arguments import Scoring
 from adatp_kernels.ops.native import cpu, cuda
 
-DETAILS = cpu.DETAILS
+
+def details() -> str:
+    """Where the libraries come from; the CUDA library's is looked for when it is first asked for."""
+    gpu = cuda.load() if cuda.load.cache_info().currsize else None
+    return cpu.DETAILS if gpu is None else f"{cpu.DETAILS}; {gpu if isinstance(gpu, str) else f'CUDA: {gpu.origin}'}"
 
 
 def _library(first: Tensor | Scoring) -> ModuleType:

@@ -1,6 +1,8 @@
 """The CUDA kernels wherever the tests run: on a GPU, or else by a machine that plays one on the CPU."""
 
 import ctypes
+import importlib
+import os
 import subprocess
 from pathlib import Path
 
@@ -8,7 +10,7 @@ import pytest
 import torch
 from compiler import compiler_or_skip
 
-from adatp_kernels.ops.native import backend, cuda, recipe
+from adatp_kernels.ops.native import cuda, recipe
 from adatp_kernels.ops.native.build import Library
 
 WITHOUT_A_GPU = Path(__file__).parent / "without_a_gpu"
@@ -24,6 +26,7 @@ def played_library(tmp_path_factory):
     )
     options = ["-O2", "-std=c++20", "-fPIC", "-shared", "-fvisibility=hidden", "-U_FORTIFY_SOURCE", "-ffp-contract=off"]
     options += ["-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", "-DTORCH_TARGET_VERSION=0x020b000000000000"]
+    options += os.environ.get("ADATP_CXXFLAGS", "").split()
     folders = [
         f"-I{WITHOUT_A_GPU}",
         f"-I{sources / 'include'}",
@@ -66,6 +69,7 @@ def machine(request, monkeypatch):
     if torch.cuda.is_available():
         return Machine("cuda")
     played = request.getfixturevalue("played_library")
+    backend = importlib.import_module("adatp_kernels.ops.native.backend")  # which needs a compiler
     monkeypatch.setattr(backend, "_library", lambda first: cuda)
     monkeypatch.setattr(cuda, "_DEVICE", "cpu")
     monkeypatch.setattr(cuda, "load", lambda: Library(Path(played._name), "played on a CPU"))

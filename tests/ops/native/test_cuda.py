@@ -1,15 +1,19 @@
 """The CUDA kernels against the definition and the reference: on a GPU, or on a CPU that plays one."""
 
+import importlib
+
 import brute_force
 import pytest
 import torch
 from awkward_inputs import awkward_selection, awkward_tensors, same_bits
 from brute_force import assert_as_good_as_plain
+from compiler import compiler_or_skip
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from op_inputs import inputs, left_padding
 
 from adatp_kernels import Stage, ops
+from adatp_kernels.ops.native import cuda
 
 MODES = ["strict", "soft", "off"]
 FUZZ = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
@@ -261,7 +265,16 @@ def test_what_it_refuses(machine):
     with pytest.raises(RuntimeError, match="scores must be float32, not torch.float64"):
         zeros = torch.zeros(1, 4, dtype=torch.long, device=machine.device)
         ops.select(torch.rand(1, 4, dtype=torch.float64, device=machine.device), zeros, zeros, [1], backend="native")
-    with pytest.raises(RuntimeError, match="it runs column_sums, select and prune, not row_lse"):
-        from adatp_kernels.ops.native import cuda
+    assert "it runs column_sums, select and prune, not row_lse" in cuda.refuses("row_lse", query, key)
 
-        raise RuntimeError(cuda.refuses("row_lse", query, key))
+
+def test_the_report_says_what_became_of_the_cuda_library(monkeypatch):
+    compiler_or_skip()
+    backend = importlib.import_module("adatp_kernels.ops.native.backend")
+    monkeypatch.setenv("PATH", "")
+    monkeypatch.delenv("CUDA_HOME", raising=False)
+    cuda.load.cache_clear()
+    assert "CUDA" not in backend.details()
+    assert "no CUDA compiler" in cuda.load()
+    assert "its CUDA library cannot be loaded: no CUDA compiler: nvcc is not on PATH" in backend.details()
+    cuda.load.cache_clear()
