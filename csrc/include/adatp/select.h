@@ -1,8 +1,8 @@
 // Debias and select on a CPU: which columns of every segment stay, in ascending order.
 //
-// Every column gets an order, an unsigned integer that compares as its score does. Deduplication lowers the orders of those
-// that represent no position. A segment's k largest are then those that reach a bound, which is found bit by bit by
-// counting: no branch depends on data, and the counting is vectors.
+// Every column gets an order, an unsigned integer that compares as its score does. A segment's k largest, of all columns or
+// of the best of each position, are those that reach a bound, which is found bit by bit by counting: no branch depends on
+// data, and the counting is vectors. Where more reach it than may stay, the last ones that equal it go.
 #pragma once
 
 #include <algorithm>
@@ -43,13 +43,20 @@ namespace detail {
 template <class Score>
 using OrderOf = std::conditional_t<sizeof(Score) == 4, uint32_t, uint64_t>;
 
+template <class Order>
+struct Bound {
+  Order order;      // at least 1
+  int64_t surplus;  // so many more than wanted reach it
+};
+
 template <class Score>
 struct SelectLoops {
   using Order = OrderOf<Score>;
   void (*orders_of)(const Row<Score>&, Score, Order*);
   void (*find_best)(const Order*, const int64_t*, int64_t, int64_t, uint64_t, Order*, Order*);
   void (*lower_unmarked)(Order*, const Order*, const uint8_t*, int64_t);
-  void (*mark_largest)(const Order*, int64_t, int64_t, uint8_t*);
+  Bound<Order> (*bound_of_largest)(const Order*, int64_t, int64_t);
+  void (*mark_at_least)(const Order*, int64_t, Order, uint8_t*);
   int64_t (*run_end)(const int64_t*, int64_t, int64_t, int64_t);
 };
 
@@ -115,12 +122,14 @@ class RowSelection {
 
   // The marked columns, ascending. What a caller got wrong ends in repeated last columns.
   void write(int64_t* kept, int64_t num_selected) const {
+    const int64_t columns = row_.columns;
+    const uint8_t* marks = kept_.data();
     int64_t written = 0;
-    for (int64_t j = 0; j < row_.columns && written < num_selected; ++j) {
+    for (int64_t j = 0; j < columns && written < num_selected; ++j) {
       kept[written] = j;
-      written += kept_[j];
+      written += marks[j];
     }
-    std::fill(kept + written, kept + num_selected, row_.columns - 1);
+    std::fill(kept + written, kept + num_selected, columns - 1);
   }
 
  private:
@@ -131,7 +140,7 @@ class RowSelection {
   // Columns of which a segment's stand together, ascending.
   struct Columns {
     Order* orders;
-    const Order* lowered;  // what replaces the order of a column that represents no position; null for 0
+    const Order* lowered;  // for soft deduplication, the orders of all but the best
     const int64_t* positions;
     int64_t position_stride;
     uint8_t* marks;
@@ -171,19 +180,33 @@ class RowSelection {
     for (int64_t s = 0; s < row_.num_segments; ++s) {
       const auto [begin, end] = ranges[s];
       const int64_t budget = row_.budgets[s * row_.budget_stride];
-      if (budget <= 0 || begin == end) continue;
-      const Columns own{all.orders + begin, all.lowered ? all.lowered + begin : nullptr,
-                        all.positions + begin * all.position_stride, all.position_stride, all.marks + begin};
-      if (row_.dedup != Dedup::off) {
-        mark_best(own, end - begin);
-        loops_.lower_unmarked(own.orders, own.lowered, own.marks, end - begin);
-      }
-      loops_.mark_largest(own.orders, end - begin, budget, own.marks);
+      if (budget > 0 && begin < end)
+        select_segment({all.orders + begin, all.lowered ? all.lowered + begin : nullptr,
+                        all.positions + begin * all.position_stride, all.position_stride, all.marks + begin},
+                       end - begin, budget);
     }
   }
 
-  // Marks a segment's best column of each position.
-  void mark_best(const Columns& own, int64_t count) {
+  void select_segment(const Columns& own, int64_t count, int64_t budget) {
+    Bound<Order> bound;
+    if (row_.dedup != Dedup::off) find_best(own, count);
+    if (row_.dedup == Dedup::strict) {
+      bound = loops_.bound_of_largest(best_.data(), int64_t(best_.size()), budget);
+      mark_best(own, bound.order);
+    } else {
+      if (row_.dedup == Dedup::soft) {
+        mark_best(own, 1);
+        loops_.lower_unmarked(own.orders, own.lowered, own.marks, count);
+      }
+      bound = loops_.bound_of_largest(own.orders, count, budget);
+      loops_.mark_at_least(own.orders, count, bound.order, own.marks);
+    }
+    for (int64_t i = count - 1; bound.surplus > 0; --i)
+      if (own.marks[i] && own.orders[i] == bound.order) own.marks[i] = 0, --bound.surplus;
+  }
+
+  // Into `best_` and `best_columns_`, each position's largest order, and its first column.
+  void find_best(const Columns& own, int64_t count) {
     const auto position = [&own](int64_t i) { return own.positions[i * own.position_stride]; };
     // In a table by position, as long as it is in proportion.
     const uint64_t limit = 4 * count + 1024;
@@ -196,23 +219,29 @@ class RowSelection {
       best_columns_.assign(positions, 0);
       loops_.find_best(own.orders, own.positions, own.position_stride, count, positions, best_.data(),
                        best_columns_.data());
-      for (uint64_t p = 0; p < positions; ++p) own.marks[best_columns_[p]] |= best_[p] != 0;
-    } else {
-      std::vector<int64_t> columns(count);
-      std::iota(columns.begin(), columns.end(), 0);
-      std::sort(columns.begin(), columns.end(), [&](int64_t a, int64_t b) {
-        if (position(a) != position(b)) return position(a) < position(b);
-        return own.orders[a] != own.orders[b] ? own.orders[a] > own.orders[b] : a < b;
-      });
-      for (int64_t i = 0; i < count; ++i)
-        own.marks[columns[i]] = i == 0 || position(columns[i]) != position(columns[i - 1]);
+      return;
     }
+    best_.clear();
+    best_columns_.resize(count);
+    std::iota(best_columns_.begin(), best_columns_.end(), Order(0));
+    std::sort(best_columns_.begin(), best_columns_.end(), [&](Order a, Order b) {
+      if (position(a) != position(b)) return position(a) < position(b);
+      return own.orders[a] != own.orders[b] ? own.orders[a] > own.orders[b] : a < b;
+    });
+    const auto same = [&](Order a, Order b) { return position(a) == position(b); };
+    best_columns_.erase(std::unique(best_columns_.begin(), best_columns_.end(), same), best_columns_.end());
+    for (const Order column : best_columns_) best_.push_back(own.orders[column]);
+  }
+
+  void mark_best(const Columns& own, Order bound) {
+    const Order *orders = best_.data(), *columns = best_columns_.data();
+    for (int64_t i = 0, count = int64_t(best_.size()); i < count; ++i) own.marks[columns[i]] |= orders[i] >= bound;
   }
 
   const Row<Score>& row_;
   const SelectLoops<Score>& loops_;
   std::unique_ptr<Order[]> orders_, lowered_;
-  std::vector<Order> best_, best_columns_;  // by position; 0 where there is none
+  std::vector<Order> best_, best_columns_;  // of a segment; 0 for a position that does not occur
   std::vector<uint8_t> kept_;
 };
 

@@ -66,54 +66,54 @@ void find_best(const Order* __restrict orders, const int64_t* __restrict positio
   }
 }
 
-// Replaces the orders that are not marked by those in `lowered`, by 0 if there is none.
 template <class Order>
 void lower_unmarked(Order* __restrict orders, const Order* __restrict lowered, const uint8_t* __restrict marks,
                     int64_t count) {
-  if (lowered)
-    for (int64_t i = 0; i < count; ++i) orders[i] = marks[i] ? orders[i] : lowered[i];
-  else
-    for (int64_t i = 0; i < count; ++i) orders[i] = marks[i] ? orders[i] : 0;
+  for (int64_t i = 0; i < count; ++i) orders[i] = marks[i] ? orders[i] : lowered[i];
 }
 
-// How many of `orders` are at least `bound`. Lanes by name, so that there are enough sums to add to at once.
+// How many of `orders` are at least `bound`. Two sums at once, as each addition waits for the one before.
 template <class Order>
 int64_t count_at_least(const Order* orders, int64_t count, Order bound) {
-  constexpr int LANES = 32;
-  Order lanes[LANES] = {}, total = 0;
-  int64_t i = 0;
-  for (; i + LANES <= count; i += LANES)
-    for (int lane = 0; lane < LANES; ++lane) lanes[lane] += orders[i + lane] >= bound;
-  for (int lane = 0; lane < LANES; ++lane) total += lanes[lane];
-  for (; i < count; ++i) total += orders[i] >= bound;
-  return int64_t(total);
+  const int64_t half = count / 2;
+  Order first = count % 2 && orders[count - 1] >= bound, second = 0;
+  for (int64_t i = 0; i < half; ++i) {
+    first += orders[i] >= bound;
+    second += orders[half + i] >= bound;
+  }
+  return int64_t(first + second);
 }
 
-// Marks the k largest of `orders`, the first among equals, or all that are not 0 if those are fewer; no others.
+// What the k largest of `orders` reach, or all that are not 0 if those are fewer; it rises bit by bit, by counting.
 template <class Order>
-void mark_largest(const Order* __restrict orders, int64_t count, int64_t k, uint8_t* __restrict marks) {
+Bound<Order> bound_of_largest(const Order* orders, int64_t count, int64_t k) {
+  int64_t reached = count_at_least(orders, count, Order(1));
+  if (reached <= k) return {1, 0};
   Order all = ~Order(0), any = 0;
   for (int64_t i = 0; i < count; ++i) all &= orders[i] ? orders[i] : ~Order(0), any |= orders[i];
-  // The bound rises bit by bit for as long as at least k reach it.
-  Order bound = 1;
-  int64_t reached = count_at_least(orders, count, bound);
-  if (reached > k) bound = 0;
+  Order bound = 0;
   for (Order bit = Order(1) << (8 * sizeof(Order) - 1); bit && reached > k; bit >>= 1) {
-    const bool in_all = all & bit, in_any = any & bit;
-    const int64_t next = in_all == in_any ? (in_all ? reached : 0) : count_at_least(orders, count, Order(bound | bit));
-    if (next < k) continue;
+    if (!((all ^ any) & bit)) {  // the same in all
+      bound |= all & bit;
+      continue;
+    }
+    const int64_t with_bit = count_at_least(orders, count, Order(bound | bit));
+    if (with_bit < k) continue;
     bound |= bit;
-    reached = next;
+    reached = with_bit;
   }
+  return {bound, reached - k};
+}
+
+template <class Order>
+void mark_at_least(const Order* __restrict orders, int64_t count, Order bound, uint8_t* __restrict marks) {
   for (int64_t i = 0; i < count; ++i) marks[i] = orders[i] >= bound;
-  for (int64_t i = count - 1; reached > k; --i)
-    if (orders[i] == bound) marks[i] = 0, --reached;
 }
 
 template <class Score>
 const SelectLoops<Score>& loops() {
   using Order = OrderOf<Score>;
-  static const SelectLoops<Score> table = {orders_of<Score>, find_best<Order>, lower_unmarked<Order>, mark_largest<Order>,
-                                           run_end<0>};
+  static const SelectLoops<Score> table = {orders_of<Score>, find_best<Order>, lower_unmarked<Order>,
+                                           bound_of_largest<Order>, mark_at_least<Order>, run_end<0>};
   return table;
 }
