@@ -40,7 +40,7 @@ def refuses(operation: str, *tensors: Tensor, moved: Sequence[Tensor] = ()) -> s
 
     The tensors are those that decide: query and key, or scores, or indices; `moved` are what gather moves, or a given LSE.
     """
-    if tensors[0].device.type != "cpu":
+    if not tensors[0].is_cpu:
         return f"it runs on CPU tensors, not on {tensors[0].device}"
     if operation not in ("select", "gather") and tensors[0].dtype == torch.float64:
         return "it computes in float32, not in float64"
@@ -98,7 +98,7 @@ def select(
     num_positions: int | None,
 ) -> Tensor:
     """As `functional.select`."""
-    kept = torch.empty(len(scores), num_selected, dtype=torch.int64, device=scores.device)
+    kept = torch.empty(scores.shape[0], num_selected, dtype=torch.int64, device=scores.device)
     prior = None if prior is None else prior.to(scores.dtype)
     dedup_number = DEDUPLICATION.index(dedup)
     _ops.select.default(
