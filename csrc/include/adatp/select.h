@@ -205,7 +205,7 @@ class RowSelection {
       if (own.marks[i] && own.orders[i] == bound.order) own.marks[i] = 0, --bound.surplus;
   }
 
-  // Into `best_` and `best_columns_`, each position's largest order, and its first column.
+  // Into `best_` and `best_columns_`, each position's largest order and the first column that has it.
   void find_best(const Columns& own, int64_t count) {
     const auto position = [&own](int64_t i) { return own.positions[i * own.position_stride]; };
     // In a table by position, as long as it is in proportion.
@@ -234,6 +234,7 @@ class RowSelection {
   }
 
   void mark_best(const Columns& own, Order bound) {
+    // Locals: for all the compiler knows, the bytes written could be the vectors' own pointers.
     const Order *orders = best_.data(), *columns = best_columns_.data();
     for (int64_t i = 0, count = int64_t(best_.size()); i < count; ++i) own.marks[columns[i]] |= orders[i] >= bound;
   }

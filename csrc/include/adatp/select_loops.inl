@@ -89,8 +89,8 @@ template <class Order>
 Bound<Order> bound_of_largest(const Order* orders, int64_t count, int64_t k) {
   int64_t reached = count_at_least(orders, count, Order(1));
   if (reached <= k) return {1, 0};
-  Order all = ~Order(0), any = 0;
-  for (int64_t i = 0; i < count; ++i) all &= orders[i] ? orders[i] : ~Order(0), any |= orders[i];
+  Order all = orders[0], any = orders[0];
+  for (int64_t i = 0; i < count; ++i) all &= orders[i], any |= orders[i];
   Order bound = 0;
   for (Order bit = Order(1) << (8 * sizeof(Order) - 1); bit && reached > k; bit >>= 1) {
     if (!((all ^ any) & bit)) {  // the same in all
