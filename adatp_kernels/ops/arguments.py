@@ -27,7 +27,7 @@ class Scoring:
         return self.key.device
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False)  # frozen, it would take three times as long to make
 class Selection:
     """What `select` is to do with the scores; see `functional.select` for the meanings."""
 

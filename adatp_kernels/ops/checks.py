@@ -225,7 +225,7 @@ def _per_column(
     if given != columns:
         if given != columns[1:]:
             shape(name, value, columns, "[B, N]")
-        value = value.expand(columns)
+        value = value.expand(*columns)  # faster than of a tuple
     return value if wanted is None or value.dtype == wanted else value.to(wanted)
 
 

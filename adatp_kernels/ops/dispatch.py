@@ -91,7 +91,7 @@ def implementation(operation: str, backend: str, *tensors: Tensor, moved: Sequen
     """
     choice("backend", backend, BACKENDS)
     if backend == "auto":
-        names = _ON_CPU if tensors[0].device.type == "cpu" else _ON_GPU
+        names = _ON_CPU if tensors[0].is_cpu else _ON_GPU
         name = next(name for name in names if _refusal(name, operation, tensors, moved) is None)
     else:
         name = backend

@@ -19,8 +19,8 @@ def details() -> str:
     return cpu.DETAILS if gpu is None else f"{cpu.DETAILS}; {gpu if isinstance(gpu, str) else f'CUDA: {gpu.origin}'}"
 
 
-def _library(first: Tensor | Scoring) -> ModuleType:
-    return cpu if first.device.type == "cpu" else cuda
+def _library(tensor: Tensor) -> ModuleType:
+    return cpu if tensor.is_cpu else cuda
 
 
 def refuses(operation: str, *tensors: Tensor, moved: Sequence[Tensor] = ()) -> str | None:
@@ -31,11 +31,15 @@ def refuses(operation: str, *tensors: Tensor, moved: Sequence[Tensor] = ()) -> s
     return _library(tensors[0]).refuses(operation, *tensors, moved=moved)
 
 
-def _by_device(operation: str, first: Tensor | Scoring, *arguments: Any, **options: Any) -> Any:
+def _by_device(operation: str, first: Tensor, *arguments: Any, **options: Any) -> Any:
     return getattr(_library(first), operation)(first, *arguments, **options)
 
 
 row_lse, gather, column_sums_varlen = cpu.row_lse, cpu.gather, cpu.column_sums_varlen
 column_sums = functools.partial(_by_device, "column_sums")
 select = functools.partial(_by_device, "select")
-prune = functools.partial(_by_device, "prune")
+
+
+def prune(scoring: Scoring, *arguments: Any) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """As `functional.prune`."""
+    return _library(scoring.key).prune(scoring, *arguments)

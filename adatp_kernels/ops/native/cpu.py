@@ -40,7 +40,7 @@ def refuses(operation: str, *tensors: Tensor, moved: Sequence[Tensor] = ()) -> s
     """Why the library cannot run an operation on `tensors`, which are on a CPU; None if it can."""
     if operation not in ("select", "gather") and tensors[0].dtype == torch.float64:
         return "it computes in float32, not in float64"
-    if any(_is_unusual(tensor) for tensor in (*tensors, *moved)):
+    if any(map(_is_unusual, (*tensors, *moved))):
         return "it takes plain strided tensors"
     if operation != "select" and torch.is_grad_enabled() and any(t.requires_grad for t in (*tensors, *moved)):
         return "it has no gradient; call it under torch.no_grad()"
@@ -94,10 +94,10 @@ def select(
     num_positions: int | None,
 ) -> Tensor:
     """As `functional.select`."""
-    kept = torch.empty(len(scores), num_selected, dtype=torch.int64, device=scores.device)
+    kept = torch.empty(scores.shape[0], num_selected, dtype=torch.int64, device=scores.device)
     prior = None if prior is None else prior.to(scores.dtype)
     dedup_number = DEDUPLICATION.index(dedup)
-    _ops.select(
+    _ops.select.default(
         scores,
         segments,
         positions,

@@ -1,13 +1,14 @@
 // Debias and select on a CPU: which columns of every segment stay, in ascending order.
 //
-// Every column gets a key, an integer that orders as the method does: the higher score, then the smaller column. Keys are
-// all different, so ties need no thought any more. A segment's k largest are those that reach a bound, which is found bit
-// by bit by counting: no branch depends on data, and the counting is vectors.
+// Every column gets an order, an unsigned integer that compares as its score does. A segment's k largest, of all columns or
+// of the best of each position, are those that reach a bound, which is found bit by bit by counting: no branch depends on
+// data, and the counting is vectors. Where more reach it than may stay, the last ones that equal it go.
 #pragma once
 
 #include <algorithm>
 #include <cstdint>
-#include <cstring>
+#include <memory>
+#include <numeric>
 #include <type_traits>
 #include <vector>
 
@@ -37,19 +38,24 @@ struct Row {
 
 namespace detail {
 
-__extension__ typedef unsigned __int128 Wide;
-
-// A key is a score as an unsigned integer of the same order (NaN lowest), above the inverted number of its column.
+// A score as an unsigned integer of the same order: NaN is 1, the lowest, and 0 is no score.
 template <class Score>
 using OrderOf = std::conditional_t<sizeof(Score) == 4, uint32_t, uint64_t>;
-template <class Score>
-using Key = std::conditional_t<sizeof(Score) == 4, uint64_t, Wide>;
+
+template <class Order>
+struct Bound {
+  Order order;      // at least 1
+  int64_t surplus;  // so many more than wanted reach it
+};
 
 template <class Score>
 struct SelectLoops {
-  void (*keys_of)(const Score*, int64_t, const Score*, int64_t, int64_t, int64_t, Key<Score>*);
-  Key<Score> (*bound_of_largest)(const Key<Score>*, int64_t, int64_t);
-  void (*mark_at_least)(const Key<Score>*, int64_t, Key<Score>, uint8_t*);
+  using Order = OrderOf<Score>;
+  void (*orders_of)(const Row<Score>&, Score, Order*);
+  void (*find_best)(const Order*, const int64_t*, int64_t, int64_t, uint64_t, Order*, Order*);
+  void (*lower_unmarked)(Order*, const Order*, const uint8_t*, int64_t);
+  Bound<Order> (*bound_of_largest)(const Order*, int64_t, int64_t);
+  void (*mark_at_least)(const Order*, int64_t, Order, uint8_t*);
   int64_t (*run_end)(const int64_t*, int64_t, int64_t, int64_t);
 };
 
@@ -81,151 +87,161 @@ const SelectLoops<Score>& loops_for([[maybe_unused]] Isa isa) {
 
 template <class Score>
 class RowSelection {
+  using Order = OrderOf<Score>;
+
  public:
   RowSelection(const Row<Score>& row, Isa isa)
-      : row_(row), loops_(loops_for<Score>(isa)), keys_(row.columns), kept_((row.columns + 7) / 8 * 8, 0) {
-    loops_.keys_of(row.scores, row.score_stride, row.prior, row.prior_stride, 0, row.columns, keys_.data());
+      : row_(row), loops_(loops_for<Score>(isa)), orders_(uninitialised(row.columns)), kept_(row.columns, 0) {
+    loops_.orders_of(row, Score(1), orders_.get());
+    if (row.dedup != Dedup::soft) return;
+    lowered_ = uninitialised(row.columns);
+    loops_.orders_of(row, row.soft_weight, lowered_.get());
   }
 
   // Marks what stays.
   void select() {
-    // A segment's columns usually stand together; where they don't, all are listed by segment.
-    std::vector<int64_t> begins(row_.num_segments, -1), ends(row_.num_segments, -1);
+    // A segment's columns usually stand together; where they don't, they are copied together.
+    std::vector<Range> ranges(row_.num_segments, Range{-1, -1});
     bool together = true;
     for (int64_t j = 0; j < row_.columns;) {
-      const int64_t segment = row_.segments[j * row_.segment_stride], begin = j;
+      const int64_t segment = segment_of(j), begin = j;
       j = loops_.run_end(row_.segments, row_.segment_stride, j, row_.columns);
       if (segment < 0) {
         std::fill(kept_.begin() + begin, kept_.begin() + j, uint8_t(1));
       } else if (segment < row_.num_segments) {
-        together &= begins[segment] < 0;
-        begins[segment] = begin;
-        ends[segment] = j;
+        together &= ranges[segment].begin < 0;
+        ranges[segment] = {begin, j};
       }
     }
-    if (!together) {
+    if (together)
+      select_ranges(ranges, {orders_.get(), lowered_.get(), row_.positions, row_.position_stride, kept_.data()});
+    else
       select_scattered();
-      return;
-    }
-    for (int64_t s = 0; s < row_.num_segments; ++s) {
-      const int64_t begin = begins[s], count = ends[s] - begins[s];
-      if (row_.dedup == Dedup::off && budget(s) > 0 && budget(s) < count)  // nothing to list
-        loops_.mark_at_least(keys_.data() + begin, count, loops_.bound_of_largest(keys_.data() + begin, count, budget(s)),
-                             kept_.data() + begin);
-      else
-        select_segment(s, count, [begin](int64_t i) { return begin + i; });
-    }
   }
 
   // The marked columns, ascending. What a caller got wrong ends in repeated last columns.
   void write(int64_t* kept, int64_t num_selected) const {
+    const int64_t columns = row_.columns;
+    const uint8_t* marks = kept_.data();
     int64_t written = 0;
-    for (int64_t begin = 0; begin < row_.columns && written < num_selected; begin += 8) {
-      uint64_t marks;
-      std::memcpy(&marks, kept_.data() + begin, 8);
-      for (; marks && written < num_selected; marks &= marks - 1) kept[written++] = begin + first_byte(marks);
+    for (int64_t j = 0; j < columns && written < num_selected; ++j) {
+      kept[written] = j;
+      written += marks[j];
     }
-    std::fill(kept + written, kept + num_selected, row_.columns - 1);
+    std::fill(kept + written, kept + num_selected, columns - 1);
   }
 
  private:
-  // The place in memory of the first of eight bytes, 0 or 1 each, that is 1.
-  static int64_t first_byte(uint64_t bytes) {
-#if __BYTE_ORDER__ == __ORDER_BIG_ENDIAN__
-    bytes = __builtin_bswap64(bytes);
-#endif
-    return __builtin_ctzll(bytes) / 8;
-  }
+  struct Range {
+    int64_t begin, end;
+  };
 
-  int64_t budget(int64_t segment) const { return row_.budgets[segment * row_.budget_stride]; }
+  // Columns of which a segment's stand together, ascending.
+  struct Columns {
+    Order* orders;
+    const Order* lowered;  // for soft deduplication, the orders of all but the best
+    const int64_t* positions;
+    int64_t position_stride;
+    uint8_t* marks;
+  };
 
-  static int64_t column_of(Key<Score> key) { return int64_t(uint32_t(~uint32_t(key))); }
+  static std::unique_ptr<Order[]> uninitialised(int64_t count) { return std::unique_ptr<Order[]>(new Order[count]); }
+
+  int64_t segment_of(int64_t column) const { return row_.segments[column * row_.segment_stride]; }
 
   void select_scattered() {
-    std::vector<int64_t> starts(row_.num_segments + 1, 0);
-    const auto known = [&](int64_t segment) { return segment >= 0 && segment < row_.num_segments; };
+    const auto known = [this](int64_t segment) { return segment >= 0 && segment < row_.num_segments; };
+    std::vector<Range> ranges(row_.num_segments, Range{0, 0});
     for (int64_t j = 0; j < row_.columns; ++j)
-      if (const int64_t s = row_.segments[j * row_.segment_stride]; known(s)) ++starts[s + 1];
-    for (int64_t s = 0; s < row_.num_segments; ++s) starts[s + 1] += starts[s];
-    std::vector<int64_t> columns(starts.back()), next(starts);
-    for (int64_t j = 0; j < row_.columns; ++j)
-      if (const int64_t s = row_.segments[j * row_.segment_stride]; known(s)) columns[next[s]++] = j;
-    for (int64_t s = 0; s < row_.num_segments; ++s)
-      select_segment(s, starts[s + 1] - starts[s], [mine = columns.data() + starts[s]](int64_t i) { return mine[i]; });
-  }
-
-  // `column_at(i)` is the segment's i-th column.
-  template <class ColumnAt>
-  void select_segment(int64_t segment, int64_t count, const ColumnAt& column_at) {
-    const int64_t k = budget(segment);
-    if (k <= 0 || count == 0) return;
-    if (row_.dedup == Dedup::off)
-      list(count, column_at);
-    else
-      list_best(count, column_at);
-    if (row_.dedup == Dedup::soft) {
-      weigh_all_but_listed(count, column_at);
-      list(count, column_at);
+      if (const int64_t s = segment_of(j); known(s)) ++ranges[s].end;
+    int64_t total = 0;
+    for (Range& range : ranges) {
+      const int64_t count = range.end;
+      range = {total, total};
+      total += count;
     }
-    const Key<Score> bound =
-        k < int64_t(listed_.size()) ? loops_.bound_of_largest(listed_.data(), int64_t(listed_.size()), k) : 0;
-    for (const Key<Score> key : listed_) kept_[column_of(key)] |= key >= bound;
+    std::vector<int64_t> columns(total), positions(total);
+    std::vector<Order> orders(total), lowered(lowered_ ? total : 0);
+    std::vector<uint8_t> marks(total, 0);
+    for (int64_t j = 0; j < row_.columns; ++j)
+      if (const int64_t s = segment_of(j); known(s)) columns[ranges[s].end++] = j;
+    for (int64_t i = 0; i < total; ++i) {
+      positions[i] = row_.positions[columns[i] * row_.position_stride];
+      orders[i] = orders_[columns[i]];
+      if (lowered_) lowered[i] = lowered_[columns[i]];
+    }
+    select_ranges(ranges, {orders.data(), lowered_ ? lowered.data() : nullptr, positions.data(), 1, marks.data()});
+    for (int64_t i = 0; i < total; ++i) kept_[columns[i]] = marks[i];
   }
 
-  // Into `listed_`, all keys of a segment.
-  template <class ColumnAt>
-  void list(int64_t count, const ColumnAt& column_at) {
-    listed_.resize(count);
-    for (int64_t i = 0; i < count; ++i) listed_[i] = keys_[column_at(i)];
+  // `ranges` has one per segment, from its first column to behind its last.
+  void select_ranges(const std::vector<Range>& ranges, const Columns& all) {
+    for (int64_t s = 0; s < row_.num_segments; ++s) {
+      const auto [begin, end] = ranges[s];
+      const int64_t budget = row_.budgets[s * row_.budget_stride];
+      if (budget > 0 && begin < end)
+        select_segment({all.orders + begin, all.lowered ? all.lowered + begin : nullptr,
+                        all.positions + begin * all.position_stride, all.position_stride, all.marks + begin},
+                       end - begin, budget);
+    }
   }
 
-  // Into `listed_`, the largest key of each position of a segment.
-  template <class ColumnAt>
-  void list_best(int64_t count, const ColumnAt& column_at) {
-    const auto position = [this](int64_t column) { return row_.positions[column * row_.position_stride]; };
+  void select_segment(const Columns& own, int64_t count, int64_t budget) {
+    Bound<Order> bound;
+    if (row_.dedup != Dedup::off) find_best(own, count);
+    if (row_.dedup == Dedup::strict) {
+      bound = loops_.bound_of_largest(best_.data(), int64_t(best_.size()), budget);
+      mark_best(own, bound.order);
+    } else {
+      if (row_.dedup == Dedup::soft) {
+        mark_best(own, 1);
+        loops_.lower_unmarked(own.orders, own.lowered, own.marks, count);
+      }
+      bound = loops_.bound_of_largest(own.orders, count, budget);
+      loops_.mark_at_least(own.orders, count, bound.order, own.marks);
+    }
+    for (int64_t i = count - 1; bound.surplus > 0; --i)
+      if (own.marks[i] && own.orders[i] == bound.order) own.marks[i] = 0, --bound.surplus;
+  }
+
+  // Into `best_` and `best_columns_`, each position's largest order and the first column that has it.
+  void find_best(const Columns& own, int64_t count) {
+    const auto position = [&own](int64_t i) { return own.positions[i * own.position_stride]; };
     // In a table by position, as long as it is in proportion.
     const uint64_t limit = 4 * count + 1024;
     uint64_t positions = row_.num_positions;
     if (!positions)
       for (int64_t i = 0; i < count; ++i)  // a negative position becomes a very large one
-        positions = std::max(positions, std::min(uint64_t(position(column_at(i))), limit) + 1);
-    listed_.clear();
+        positions = std::max(positions, std::min(uint64_t(position(i)), limit) + 1);
     if (positions <= limit) {
-      listed_.resize(positions);
-      for (int64_t i = 0; i < count; ++i) {
-        const int64_t column = column_at(i);
-        const uint64_t own = uint64_t(position(column));
-        if (own < positions) listed_[own] = std::max(listed_[own], keys_[column]);
-      }
-      listed_.erase(std::remove(listed_.begin(), listed_.end(), Key<Score>(0)), listed_.end());
-    } else {
-      std::vector<int64_t> columns(count);
-      for (int64_t i = 0; i < count; ++i) columns[i] = column_at(i);
-      std::sort(columns.begin(), columns.end(), [&](int64_t a, int64_t b) {
-        return position(a) != position(b) ? position(a) < position(b) : keys_[a] > keys_[b];
-      });
-      for (int64_t i = 0; i < count; ++i)
-        if (i == 0 || position(columns[i]) != position(columns[i - 1])) listed_.push_back(keys_[columns[i]]);
+      best_.assign(positions, 0);
+      best_columns_.assign(positions, 0);
+      loops_.find_best(own.orders, own.positions, own.position_stride, count, positions, best_.data(),
+                       best_columns_.data());
+      return;
     }
+    best_.clear();
+    best_columns_.resize(count);
+    std::iota(best_columns_.begin(), best_columns_.end(), Order(0));
+    std::sort(best_columns_.begin(), best_columns_.end(), [&](Order a, Order b) {
+      if (position(a) != position(b)) return position(a) < position(b);
+      return own.orders[a] != own.orders[b] ? own.orders[a] > own.orders[b] : a < b;
+    });
+    const auto same = [&](Order a, Order b) { return position(a) == position(b); };
+    best_columns_.erase(std::unique(best_columns_.begin(), best_columns_.end(), same), best_columns_.end());
+    for (const Order column : best_columns_) best_.push_back(own.orders[column]);
   }
 
-  // All columns of a segment but those listed compete by a weighted score.
-  template <class ColumnAt>
-  void weigh_all_but_listed(int64_t count, const ColumnAt& column_at) {
-    for (const Key<Score> best : listed_) kept_[column_of(best)] = 1;  // for the moment
-    for (int64_t i = 0; i < count; ++i) {
-      const int64_t column = column_at(i);
-      Score score = row_.scores[column * row_.score_stride];
-      if (row_.prior) score *= row_.prior[column * row_.prior_stride];
-      score *= row_.soft_weight;
-      if (!kept_[column]) loops_.keys_of(&score, 1, nullptr, 0, column, 1, &keys_[column]);
-      kept_[column] = 0;
-    }
+  void mark_best(const Columns& own, Order bound) {
+    // Locals: for all the compiler knows, the bytes written could be the vectors' own pointers.
+    const Order *orders = best_.data(), *columns = best_columns_.data();
+    for (int64_t i = 0, count = int64_t(best_.size()); i < count; ++i) own.marks[columns[i]] |= orders[i] >= bound;
   }
 
   const Row<Score>& row_;
   const SelectLoops<Score>& loops_;
-  std::vector<Key<Score>> keys_, listed_;
+  std::unique_ptr<Order[]> orders_, lowered_;
+  std::vector<Order> best_, best_columns_;  // of a segment; 0 for a position that does not occur
   std::vector<uint8_t> kept_;
 };
 

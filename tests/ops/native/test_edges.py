@@ -99,6 +99,52 @@ def test_runs_of_strided_segments():
     both(torch.rand(1, 64, generator=torch.Generator().manual_seed(0)), ids, torch.arange(64), [5, 7])
 
 
+def frames(seed, dedup):
+    """Frames of consecutive positions, the first one cut, the last one out of order, which segments need not respect."""
+    random = torch.Generator().manual_seed(seed)
+    draw = lambda *bounds: int(torch.randint(*bounds, (), generator=random))  # noqa: E731
+    cells = draw(30, 80)
+    columns = draw(3 * cells, 7 * cells)
+    number = torch.arange(columns) + draw(0, cells)
+    positions = number % cells + draw(0, 3)
+    if draw(0, 2):
+        positions[draw(columns - cells, columns)] = draw(0, 2 * cells)
+    if draw(0, 2):  # strides
+        positions = torch.stack([positions, positions * 0], 1)[:, 0]
+    cuts = torch.randint(0, columns, (2,), generator=random).sort().values
+    ids = torch.bucketize(number, cuts) if draw(0, 3) else number // cells % 3
+    if draw(0, 2):
+        ids[draw(0, columns)] = -1
+    scores = torch.randint(0, [3, 1000][draw(0, 2)], (1, columns), generator=random).float()  # many ties, or few
+    groups = [positions[ids == segment] for segment in range(3)]
+    budgets = [draw(0, (len(mine.unique()) if dedup == "strict" else len(mine)) + 1) for mine in groups]
+    return scores, ids, positions, budgets
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("dedup", ["strict", "soft", "off"])
+def test_frames(dedup, dtype):
+    for seed in range(60):
+        scores, *others = frames(seed, dedup)
+        both(scores.to(dtype), *others, dedup=dedup, soft_weight=0.5)
+
+
+def test_ties_go_to_the_smaller_column_whatever_the_positions():
+    positions = torch.arange(50).flip(0).repeat(3)
+    kept = both(torch.ones(1, 150), torch.zeros(150, dtype=torch.long), positions, [7])
+    assert kept.tolist() == [[0, 1, 2, 3, 4, 5, 6]]
+
+
+@pytest.mark.parametrize("promised", [1, 64, 195])
+@pytest.mark.parametrize("first", [0, 2**63 - 196])
+def test_frames_beyond_what_the_caller_promised(first, promised):
+    positions = torch.arange(196).repeat(4) + first
+    options = {"num_selected": 1, "num_positions": promised, "backend": "native"}
+    ids = torch.zeros(784, dtype=torch.long)
+    kept = ops.select(torch.arange(784)[None].float(), ids, positions, [1], **options)
+    assert kept.tolist() == [[783 - (196 - promised) if first == 0 else 783]]
+
+
 @pytest.mark.parametrize("dedup", ["strict", "soft"])
 def test_positions_beyond_what_the_caller_promised(dedup):
     positions = torch.tensor([0, 1, 2, 3, 4, 2**40, -5, 2**61])
