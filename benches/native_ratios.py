@@ -3,8 +3,9 @@
     python benches/native_ratios.py [--columns 6272] [--rounds 15]
 
 One layer of LLaVA-OneVision-7B: 28 query heads, 4 key heads, head dim 128, 64 text rows. Absolute times mean little on a
-shared machine, so all variants of a case take turns in one process, and the medians are compared. Every variant is
-verified before it is timed. The last column is what the native backend adds at most to the memory that is resident.
+shared machine, so the native backend and one other take turns in one process, A B A B, and their medians are compared.
+Selections get other scores at every turn: with the same ones a processor learns topk's branches by heart. Every variant
+is verified before it is timed. The last column is what the native backend adds at most to the memory that is resident.
 """
 
 from __future__ import annotations
@@ -28,7 +29,9 @@ from adatp_kernels import Stage, backend_report, ops  # noqa: E402
 
 HEADS, KV_HEADS, DIM, ROWS, HIDDEN, CELLS, BEFORE = 28, 4, 128, 64, 3584, 196, 14
 
-Variants = dict[str, Callable[[], Any]]
+# Called with the number of the turn, which picks the inputs where there are several.
+Variants = dict[str, Callable[[int], Any]]
+INPUTS = 32
 
 
 def cases(visual: int) -> Iterator[tuple[str, Variants, Callable[[Any, Any], bool]]]:
@@ -47,15 +50,15 @@ def cases(visual: int) -> Iterator[tuple[str, Variants, Callable[[Any, Any], boo
         where = {"query_start": start, "key_range": (BEFORE, start)}
         close = lambda a, b: bool((a - b).norm() <= 1e-2 * b.norm())  # noqa: E731
         variants: Variants = {
-            "native": lambda q=query, k=key, w=where: ops.column_sums(q, k, backend="native", **w),
-            "plain torch": lambda q=query, k=key: baselines.text_rows(q, k, ROWS, columns),
-            "reference": lambda q=query, k=key, w=where: ops.column_sums(q, k, backend="reference", **w),
+            "native": lambda i, q=query, k=key, w=where: ops.column_sums(q, k, backend="native", **w),
+            "plain torch": lambda i, q=query, k=key: baselines.text_rows(q, k, ROWS, columns),
+            "reference": lambda i, q=query, k=key, w=where: ops.column_sums(q, k, backend="reference", **w),
         }
         yield f"column_sums {str(dtype)[6:]}", variants, close
         lse = ops.row_lse(query, key, query_start=start)
         given = variants | {
-            "native": lambda q=query, k=key, w=where, lse=lse: ops.column_sums(q, k, lse=lse, backend="native", **w),
-            "reference": lambda q=query, k=key, w=where, lse=lse: ops.column_sums(
+            "native": lambda i, q=query, k=key, w=where, lse=lse: ops.column_sums(q, k, lse=lse, backend="native", **w),
+            "reference": lambda i, q=query, k=key, w=where, lse=lse: ops.column_sums(
                 q, k, lse=lse, backend="reference", **w
             ),
         }
@@ -73,7 +76,7 @@ def cases(visual: int) -> Iterator[tuple[str, Variants, Callable[[Any, Any], boo
                 budgets=b, num_selected=c.total, num_positions=CELLS, backend=backend,
             )  # fmt: skip
 
-        def plain(q=query, k=key, t=tensors, d=dims) -> Any:
+        def plain(turn: int, q=query, k=key, t=tensors, d=dims) -> Any:
             scores = baselines.text_rows(q, k, ROWS, columns)
             kept = baselines.deduplicate_topk_and_sort(scores, segments, CELLS, each) + BEFORE
             indices = torch.cat([torch.arange(BEFORE)[None], kept, torch.arange(start, length)[None]], dim=1)
@@ -82,29 +85,33 @@ def cases(visual: int) -> Iterator[tuple[str, Variants, Callable[[Any, Any], boo
         # Scores of different rounding may rank neighbours differently at the edge of a budget.
         alike = lambda a, b: len(set(a[0][0].tolist()) & set(b[0][0].tolist())) >= 0.99 * b[0].numel()  # noqa: E731
         stages: Variants = {
-            "native": lambda s=stage: s("native"), "plain torch": plain, "reference": lambda s=stage: s("reference"),
+            "native": lambda i, s=stage: s("native"), "plain torch": plain, "reference": lambda i, s=stage: s("reference"),
         }  # fmt: skip
         yield f"stage {str(dtype)[6:]}", stages, alike
-    scores = (
-        torch.rand(1, visual, generator=random).argsort(1) + 1
-    ).float()  # no ties: the baselines have no rule for them
+    # No ties: the baselines have no rule for them.
+    scores = [(torch.rand(1, visual, generator=random).argsort(1) + 1).float() for _ in range(INPUTS)]
     for dedup, count, own in (("strict", segments, ids), ("off", 1, torch.zeros_like(ids))):
         kept = visual // 8 // count
         known = {"num_selected": count * kept, "num_positions": CELLS, "dedup": dedup}
         budgets = torch.full((1, count), kept)
-        best = (
-            (lambda k=kept: baselines.topk_and_sort(scores, k))
-            if dedup == "off"
-            else (lambda k=kept, s=count: baselines.deduplicate_topk_and_sort(scores, s, CELLS, k))
-        )
+
+        def chosen_by(backend: str, turn: int, own=own, budgets=budgets, known=known) -> torch.Tensor:
+            return ops.select(scores[turn % INPUTS], own, positions, budgets, backend=backend, **known)
+
+        def best(turn: int, dedup=dedup, count=count, kept=kept) -> torch.Tensor:
+            if dedup == "off":
+                return baselines.topk_and_sort(scores[turn % INPUTS], kept)
+            return baselines.deduplicate_topk_and_sort(scores[turn % INPUTS], count, CELLS, kept)
+
         variants = {
-            "native": lambda o=own, b=budgets, k=known: ops.select(scores, o, positions, b, backend="native", **k),
+            "native": lambda i, by=chosen_by: by("native", i),
             "plain torch": best,
-            "reference": lambda o=own, b=budgets, k=known: ops.select(
-                scores, o, positions, b, backend="reference", **k
-            ),
+            "reference": lambda i, by=chosen_by: by("reference", i),
         }
         yield f"select {dedup}", variants, lambda a, b: a.equal(b)
+        if dedup == "strict":  # the one that research code has, which chooses other tokens
+            variants["plain torch"] = lambda i, k=visual // 8: baselines.topk_and_sort(scores[i % INPUTS], k)
+            yield "select strict, against topk + sort of all", variants, lambda a, b: a.shape == b.shape
     for share in (10, 50):
         indices = torch.randperm(visual, generator=random)[: visual * share // 100].sort().values[None]
         shapes = [(1, visual, HIDDEN), *[(1, visual, DIM)] * 2, *[(1, KV_HEADS, visual, DIM)] * 2]
@@ -113,21 +120,23 @@ def cases(visual: int) -> Iterator[tuple[str, Variants, Callable[[Any, Any], boo
         yield (
             f"gather {share} %, bfloat16",
             {
-                "native": lambda i=indices, t=tensors: ops.gather(i, *t, dims=[1, 1, 1, 2, 2], backend="native"),
-                "plain torch": lambda i=indices, t=tensors: baselines.index_select(i, t, [1, 1, 1, 2, 2]),
-                "reference": lambda i=indices, t=tensors: ops.gather(i, *t, dims=[1, 1, 1, 2, 2], backend="reference"),
+                "native": lambda turn, i=indices, t=tensors: ops.gather(i, *t, dims=[1, 1, 1, 2, 2], backend="native"),
+                "plain torch": lambda turn, i=indices, t=tensors: baselines.index_select(i, t, [1, 1, 1, 2, 2]),
+                "reference": lambda turn, i=indices, t=tensors: ops.gather(
+                    i, *t, dims=[1, 1, 1, 2, 2], backend="reference"
+                ),
             },
             same,
         )
 
 
-def added_memory(run: Callable[[], Any]) -> int | None:
+def added_memory(run: Callable[[int], Any]) -> int | None:
     """By how many bytes the resident memory rises at most while `run` runs, its result included; Linux only."""
     try:
         ctypes.CDLL(None).malloc_trim(0)  # give back what earlier calls left, which would serve this one unseen
         Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
         before = _status("VmRSS")
-        run()
+        run(0)
         return max(0, _status("VmHWM") - before)
     except (OSError, AttributeError):
         return None
@@ -138,36 +147,43 @@ def _status(name: str) -> int:
     return int(line.split()[1]) * 1024
 
 
+def medians(native: Callable[[int], Any], other: Callable[[int], Any], rounds: int) -> tuple[float, float]:
+    """Seconds of each, taken in turns: `rounds`, or more where they are short."""
+    times: tuple[list[float], list[float]] = ([], [])
+    begin = time.perf_counter()
+    while len(times[0]) < rounds or time.perf_counter() - begin < 0.3:
+        for variant, own in zip((native, other), times, strict=True):
+            before = time.perf_counter()
+            variant(len(own))
+            own.append(time.perf_counter() - before)
+    return statistics.median(times[0]), statistics.median(times[1])
+
+
 def main() -> int:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--columns", type=int, default=6272, help="visual tokens (default: %(default)s)")
-    parser.add_argument("--rounds", type=int, default=15, help="turns of each variant (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=15, help="turns of each variant, at least (default: %(default)s)")
     options = parser.parse_args()
     report = backend_report()
     if not report.available["native"]:
         print(f"error: no native backend: {report.reasons['native']}", file=sys.stderr)
         return 2
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, native {report.details['native']}")
-    print(f"{'case':<34} {'native':>11} {'plain torch ÷':>14} {'reference ÷':>12} {'memory':>9}")
+    print(f"{'case':<42} {'native':>11} {'plain torch ÷':>14} {'reference ÷':>12} {'memory':>9}")
     for name, variants, same in cases(options.columns):
-        results = {variant: run() for variant, run in variants.items()}
+        results = {variant: run(0) for variant, run in variants.items()}
         for variant, result in results.items():
             if not same(result, results["reference"]):
                 print(f"error: {name}: {variant} is wrong", file=sys.stderr)
                 return 1
         del results
         memory = added_memory(variants["native"])
-        times: dict[str, list[float]] = {variant: [] for variant in variants}
-        for _ in range(options.rounds):
-            for variant, run in variants.items():
-                begin = time.perf_counter()
-                run()
-                times[variant].append(time.perf_counter() - begin)
-        median = {variant: statistics.median(values) for variant, values in times.items()}
+        native, plain = medians(variants["native"], variants["plain torch"], options.rounds)
+        again, reference = medians(variants["native"], variants["reference"], options.rounds)
+        added = "?" if memory is None else f"{memory / 2**20:.1f} MB"
         print(
-            f"{name:<34} {1e3 * median['native']:>8.3f} ms {median['plain torch'] / median['native']:>12.1f} × "
-            f"{median['reference'] / median['native']:>10.1f} × {'?' if memory is None else f'{memory / 2**20:.1f} MB':>9}",
+            f"{name:<42} {1e3 * native:>8.3f} ms {plain / native:>12.1f} × {reference / again:>10.1f} × {added:>9}",
             flush=True,
         )
     return 0

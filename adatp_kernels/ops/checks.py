@@ -225,7 +225,7 @@ def _per_column(
     if given != columns:
         if given != columns[1:]:
             shape(name, value, columns, "[B, N]")
-        value = value.expand(*columns)  # faster than of a tuple
+        value = value[None] if columns[0] == 1 else value.expand(columns)  # the first is faster
     return value if wanted is None or value.dtype == wanted else value.to(wanted)
 
 
