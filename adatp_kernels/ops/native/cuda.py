@@ -45,14 +45,17 @@ def refuses(operation: str, *tensors: Tensor, moved: Sequence[Tensor] = ()) -> s
         return library
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (*tensors, *moved)):
         return "it has no gradient; call it under torch.no_grad()"
-    if operation == "select":
-        return None if tensors[0].dtype == torch.float32 else f"scores must be float32, not {tensors[0].dtype}"
-    if max(tensors[0].numel(), tensors[1].numel()) > _LARGEST:
-        return f"query and key may have at most {_LARGEST} elements each"
-    return _refuses_attention(*tensors[:2]) or (_refuses_moved(moved) if operation == "prune" else None)
+    scores = tensors[0] if operation == "select" else tensors[2] if len(tensors) > 2 else None
+    if scores is not None and scores.dtype != torch.float32:
+        return f"on a GPU scores must be float32, not {scores.dtype}"
+    if scores is None and (reason := _refuses_attention(*tensors[:2])):
+        return reason
+    return _refuses_moved(moved) if operation == "prune" else None
 
 
 def _refuses_attention(query: Tensor, key: Tensor) -> str | None:
+    if max(query.numel(), key.numel()) > _LARGEST:
+        return f"query and key may have at most {_LARGEST} elements each"
     if query.dtype not in (torch.float16, torch.bfloat16):
         return f"on a GPU it scores float16 and bfloat16, not {query.dtype}; Triton does"
     if query.shape[-1] not in _HEAD_DIMS:

@@ -26,6 +26,7 @@ def played_library(tmp_path_factory):
     )
     options = ["-O2", "-std=c++20", "-fPIC", "-shared", "-fvisibility=hidden", "-U_FORTIFY_SOURCE", "-ffp-contract=off"]
     options += ["-Wall", "-Wextra", "-Werror", "-Wno-unknown-pragmas", "-DTORCH_TARGET_VERSION=0x020b000000000000"]
+    options += ["-fsanitize=undefined", "-fno-sanitize=vptr", "-fsanitize-undefined-trap-on-error"]
     options += os.environ.get("ADATP_CXXFLAGS", "").split()
     folders = [
         f"-I{WITHOUT_A_GPU}",

@@ -75,6 +75,7 @@ inline bool cooperative, progress;
 inline Barrier grid;
 inline uint64_t seed = 0;
 constexpr size_t STACK = 1 << 16;
+constexpr int BEHIND = 4096;  // bytes behind a block's shared memory, which nobody may write
 
 [[noreturn]] inline void fail(const char* message) {
   std::fprintf(stderr, "the machine: %s\n", message);
@@ -101,14 +102,28 @@ inline void enter() {
   _longjmp(scheduler_turn, 1);
 }
 
+// Some warps sleep until the others can't go on without them, so that these get ahead as far as nothing stops them.
+inline std::vector<bool> sleeps;
+
+inline void next_sleepers(std::mt19937_64& random) {
+  const bool nobody = std::find(sleeps.begin(), sleeps.end(), true) == sleeps.end();
+  if (!progress && nobody) fail("all threads wait");
+  if (!progress)
+    sleeps.assign(sleeps.size(), false);
+  else if (nobody)
+    for (size_t w = 0; w < sleeps.size(); ++w) sleeps[w] = random() % 2;
+}
+
+inline char* aligned(char* address) { return reinterpret_cast<char*>((reinterpret_cast<uintptr_t>(address) + 15) / 16 * 16); }
+
 inline void run(int blocks, int threads, int shared_bytes, bool may_wait) {
   num_blocks = blocks, num_threads = threads, cooperative = may_wait, grid = {};
   std::vector<Block> all(blocks);
   std::vector<Fibre> fibres(size_t(blocks) * threads);
   for (int b = 0; b < blocks; ++b) {
     all[b].index = b;
-    all[b].shared.reset(new char[shared_bytes + 16]);
-    std::memset(all[b].shared.get(), 0xAB, shared_bytes + 16);
+    all[b].shared.reset(new char[shared_bytes + 16 + BEHIND]);
+    std::memset(all[b].shared.get(), 0xAB, shared_bytes + 16 + BEHIND);
     all[b].warps.resize(threads / WARP);
     for (int t = 0; t < threads; ++t) {
       Fibre& fibre = fibres[size_t(b) * threads + t];
@@ -119,6 +134,7 @@ inline void run(int blocks, int threads, int shared_bytes, bool may_wait) {
   std::mt19937_64 random(seed);
   std::vector<Fibre*> order;
   for (Fibre& fibre : fibres) order.push_back(&fibre);
+  sleeps.assign(size_t(blocks) * threads / WARP, false);
   while (!order.empty()) {
     // Not all orders, but enough to catch what depends on one: blocks and threads forwards, backwards, shuffled.
     if (const auto draw = random() % 4; draw == 0)
@@ -127,6 +143,7 @@ inline void run(int blocks, int threads, int shared_bytes, bool may_wait) {
       std::reverse(order.begin(), order.end());
     progress = false;
     for (Fibre* fibre : order) {
+      if (sleeps[(size_t(fibre->block->index) * threads + fibre->thread) / WARP]) continue;
       now = fibre;
       if (_setjmp(scheduler_turn)) continue;
       if (fibre->begun) _longjmp(fibre->turn, 1);
@@ -138,9 +155,12 @@ inline void run(int blocks, int threads, int shared_bytes, bool may_wait) {
       makecontext(&fibre->start, enter, 0);
       setcontext(&fibre->start);
     }
-    if (!progress) fail("all threads wait");
+    next_sleepers(random);
     std::erase_if(order, [](const Fibre* fibre) { return fibre->done; });
   }
+  for (const Block& block : all)
+    for (int i = 0; i < BEHIND; ++i)
+      if (aligned(block.shared.get())[shared_bytes + i] != char(0xAB)) fail("a write behind the shared memory");
 }
 
 inline Warp& warp() { return now->block->warps[now->thread / WARP]; }
@@ -167,8 +187,7 @@ inline int thread_index() { return machine::now->thread; }
 inline int block_index() { return machine::now->block->index; }
 inline int num_blocks() { return machine::num_blocks; }
 inline char* shared_memory() {
-  const auto address = reinterpret_cast<uintptr_t>(machine::now->block->shared.get());
-  return reinterpret_cast<char*>((address + 15) / 16 * 16);
+  return machine::aligned(machine::now->block->shared.get());
 }
 
 inline void block_barrier() { machine::wait_at(machine::now->block->barrier, machine::num_threads); }
