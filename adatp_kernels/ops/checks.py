@@ -316,3 +316,8 @@ def _dim_pair(name: str, value: Tensor, entry: Any, batch_size: int) -> tuple[in
 
 def _is_integral(value: Any) -> bool:
     return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def is_unusual(tensor: Tensor) -> bool:
+    """Sparse, quantized, or one of many within torch.vmap: what compiled kernels cannot read."""
+    return tensor.layout != torch.strided or tensor.is_quantized or torch._C._functorch.is_batchedtensor(tensor)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from adatp_kernels.config import DEDUPLICATION
 from adatp_kernels.ops import reference
+from adatp_kernels.ops.checks import is_unusual
 from adatp_kernels.ops.native.build import Library, find_or_build
 from adatp_kernels.ops.native.recipe import CPU, BuildError
 
@@ -40,16 +41,11 @@ def refuses(operation: str, *tensors: Tensor, moved: Sequence[Tensor] = ()) -> s
     """Why the library cannot run an operation on `tensors`, which are on a CPU; None if it can."""
     if operation not in ("select", "gather") and tensors[0].dtype == torch.float64:
         return "it computes in float32, not in float64"
-    if any(map(_is_unusual, (*tensors, *moved))):
+    if any(map(is_unusual, (*tensors, *moved))):
         return "it takes plain strided tensors"
     if operation != "select" and torch.is_grad_enabled() and any(t.requires_grad for t in (*tensors, *moved)):
         return "it has no gradient; call it under torch.no_grad()"
     return None
-
-
-def _is_unusual(tensor: Tensor) -> bool:
-    """Sparse, quantized, or one of many within torch.vmap."""
-    return tensor.layout != torch.strided or tensor.is_quantized or torch._C._functorch.is_batchedtensor(tensor)
 
 
 def row_lse(query: Tensor, key: Tensor, *, query_start: int, scale: float, key_mask: Tensor | None) -> Tensor:

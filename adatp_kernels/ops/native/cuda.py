@@ -12,6 +12,7 @@ from torch import Tensor
 from adatp_kernels.config import DEDUPLICATION
 from adatp_kernels.ops import reference
 from adatp_kernels.ops.arguments import Scoring, Selection
+from adatp_kernels.ops.checks import is_unusual
 from adatp_kernels.ops.native.build import Library, find_or_build
 from adatp_kernels.ops.native.recipe import CUDA
 from adatp_kernels.ops.positions import count_positions, too_sparse
@@ -43,6 +44,8 @@ def refuses(operation: str, *tensors: Tensor, moved: Sequence[Tensor] = ()) -> s
     library = load()
     if isinstance(library, str):
         return library
+    if any(map(is_unusual, (*tensors, *moved))):
+        return "it takes plain strided tensors"
     if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (*tensors, *moved)):
         return "it has no gradient; call it under torch.no_grad()"
     scores = tensors[0] if operation == "select" else tensors[2] if len(tensors) > 2 else None
@@ -99,7 +102,7 @@ def column_sums(
     """As `functional.column_sums`."""
     scores = torch.empty(len(key), key_range[1] - key_range[0], dtype=torch.float32, device=key.device)
     lse = None if lse is None else lse.float()
-    start = _start(query_start, query, key)
+    start = min(query_start, key.shape[2])  # beyond, it says no more, and might not fit 32 bits
     torch.ops.adatp_cuda.column_sums(query, key, lse, key_mask, query_mask, scores, start, key_range[0], scale)
     return scores
 
@@ -183,7 +186,7 @@ def _run(
     else:
         lse = None if scoring.lse is None else scoring.lse.float()
         attention = (scoring.query, scoring.key, lse, scoring.key_mask, scoring.query_mask)
-        start = _start(scoring.query_start, scoring.query, scoring.key)
+        start = min(scoring.query_start, scoring.key.shape[2])
         first_key, scale = scoring.key_range[0], scoring.scale
     prior = None if selection.prior is None else selection.prior.float()
     torch.ops.adatp_cuda.stage(
@@ -192,11 +195,6 @@ def _run(
         start, first_key, scale, first, selection.num_selected, selection.num_positions,
         DEDUPLICATION.index(selection.dedup), selection.soft_weight,
     )  # fmt: skip
-
-
-def _start(query_start: int, query: Tensor, key: Tensor) -> int:
-    """`query_start` within what makes a difference, which fits 32 bits."""
-    return max(-query.shape[2], min(query_start, key.shape[2]))
 
 
 def _with_positions(selection: Selection) -> Selection:

@@ -92,7 +92,9 @@ def test_every_batch_row_has_its_own_of_everything(dedup, multiprocessors, cells
     budgets = torch.tensor([[30, 9], [7, 32], [39, 0]])
     case = [torch.rand(3, columns, generator=random), ids, positions, budgets]
     options = {"dedup": dedup, "soft_weight": 0.5}
-    prior = torch.rand(3, columns, generator=random)
+    prior = torch.rand(3, columns, generator=random).to(
+        {40: torch.float16, 4096: torch.float64}.get(cells, torch.float32)
+    )
     expected = ops.select(*case, prior=prior, **options, backend="reference")
     case = [strided(tensor.to(machine.device), seed) for seed, tensor in enumerate(case)]
     prior = strided(prior.to(machine.device), 4)
@@ -256,3 +258,85 @@ def test_many_ties_stay(turns, kinds, dedup, machine):
     case = (scores, torch.arange(columns) // 1500, torch.arange(columns) % 1490, torch.tensor([1400, 1301]))
     expected = ops.select(*case, dedup=dedup, soft_weight=1.0, backend="reference")
     assert ops.select(*on(machine.device, *case), dedup=dedup, soft_weight=1.0, backend="native").cpu().equal(expected)
+
+
+def test_one_batch_row_takes_the_same_tokens_of_all(machine):
+    query, key = on(machine.device, *inputs(2, 9, 64, batch=1, dtype=torch.bfloat16))
+    zeros = torch.zeros(9, dtype=torch.long, device=machine.device)
+    common = {
+        "stage": Stage(1, (3,), 3),
+        "dims": [1, 0, (2, 1)],
+        "segments": zeros,
+        "positions": torch.arange(9, device=machine.device),
+    }
+    moved = on(machine.device, torch.arange(45).view(5, 9), torch.arange(9), torch.arange(54).view(2, 9, 3))
+    kept, results = ops.prune(query, key, moved, **common, query_start=7, key_range=(0, 9), backend="native")
+    for tensor, result, dim in zip(moved, results, (1, 0, 1), strict=True):
+        assert result.equal(tensor.index_select(dim, kept[0]))
+
+
+def test_rows_at_odd_distances_are_refused(machine):
+    query, _ = on(machine.device, *inputs(2, 9, 64, dtype=torch.bfloat16))
+    odd = torch.zeros(2, 2, 9, 68, dtype=torch.bfloat16, device=machine.device)[..., :64]
+    with pytest.raises(RuntimeError, match="the rows of key must lie in one piece"):
+        ops.column_sums(query, odd, query_start=7, key_range=(0, 9), backend="native")
+
+
+def test_stages_that_it_leaves_to_others(machine):
+    """Positions that reach too far go to the reference; six dimensions are refused."""
+    query, key = on(machine.device, *inputs(2, 9, 64, dtype=torch.bfloat16))
+    zeros, far = (torch.arange(9, device=machine.device) * step for step in (0, 10**9))
+    common = {
+        "stage": Stage(1, (3,), 3),
+        "dims": 1,
+        "segments": zeros,
+        "positions": far,
+        "query_start": 7,
+        "key_range": (0, 9),
+    }
+    scores = torch.rand(2, 9, device=machine.device)
+    expected = ops.prune(query, key, [], scores=scores, **common, backend="reference")[0]
+    assert ops.prune(query, key, [], scores=scores, **common, backend="native")[0].equal(expected)
+    many = torch.zeros(2, 9, 1, 1, 1, 1, device=machine.device)
+    with pytest.raises(RuntimeError, match="at most 5 dimensions, not 6"):
+        ops.prune(query, key, [many], **common, backend="native")
+
+
+def test_tensors_of_other_layouts_are_refused(machine):
+    query, key = on(machine.device, *inputs(2, 9, 64, dtype=torch.bfloat16))
+    zeros = torch.zeros(9, dtype=torch.long, device=machine.device)
+    common = {
+        "stage": Stage(1, (1,), 1),
+        "dims": 1,
+        "segments": zeros,
+        "positions": zeros,
+        "query_start": 7,
+        "key_range": (0, 9),
+    }
+    with pytest.raises(RuntimeError, match="it takes plain strided tensors"):
+        ops.prune(query, key, [torch.eye(9, device=machine.device)[:2].to_sparse()], **common, backend="native")
+
+
+def test_a_stage_with_given_scores_reads_no_query(machine):
+    query, key = on(machine.device, *inputs(2, 9, 80, batch=1))
+    zeros = torch.zeros(9, dtype=torch.long, device=machine.device)
+    common = {
+        "stage": Stage(1, (2,), 2),
+        "dims": 1,
+        "segments": zeros,
+        "positions": torch.arange(9, device=machine.device),
+    }
+    scores = torch.tensor([[0.0, 3.0, 1.0, 2.0, 0.0, 0.0, 0.0, 0.0, 0.0]], device=machine.device)
+    kept, _ = ops.prune(query, key, [], scores=scores, **common, query_start=7, key_range=(0, 9), backend="native")
+    assert kept.tolist() == [[1, 3]]
+
+
+def test_an_infinite_logit_stays_in_its_column(machine):
+    query, key = inputs(3, 40, 64, batch=1, dtype=torch.bfloat16)
+    key[0, :, 17] = torch.inf
+    query = query.abs()
+    where = {"query_start": 37, "key_range": (0, 40)}
+    expected = ops.column_sums(query, key, **where, backend="reference")
+    actual = ops.column_sums(*on(machine.device, query, key), **where, backend="native")
+    assert expected.isnan().sum() == 1
+    torch.testing.assert_close(actual.cpu(), expected, equal_nan=True)

@@ -149,16 +149,16 @@ ADATP_DEVICE void multiply(ProductMemory<16 * STEPS>& memory, const Staying& sta
 // Which of the rows that stay this thread holds: four, `i` from 0 to 3.
 ADATP_DEVICE int staying_row(int i) { return 32 * (warp_index() % GROUPS) + 8 * i + lane_index() / 4; }
 
-// An LSE in base 2 as a maximum, always finite so that −∞ minus it is −∞, and a sum of powers relative to it.
+// An LSE in base 2 as a maximum, always finite so that ±∞ minus it stays that, and a sum of powers relative to it.
 struct RunningSum {
   float maximum = -FLT_MAX, sum = 0.0f;
 
   ADATP_DEVICE void add(float other_maximum, float other_sum) {
-    const float larger = fmaxf(maximum, other_maximum);
+    const float larger = fminf(fmaxf(maximum, other_maximum), FLT_MAX);
     sum = sum * exp2_fast(maximum - larger) + other_sum * exp2_fast(other_maximum - larger);
     maximum = larger;
   }
-  ADATP_DEVICE float lse() const { return sum == 0.0f ? -INFINITY : maximum + log2_fast(sum); }
+  ADATP_DEVICE float lse() const { return maximum + log2_fast(sum); }
 };
 
 // What one unit of work is about: the rows that stay, from `first` on, and one split of those that pass.
@@ -222,7 +222,7 @@ ADATP_DEVICE void row_lse(const Scoring& s, char* shared) {
 #pragma unroll
         for (int j = 0; j < 2; ++j) x[j] = keys[j] <= last_seen ? sums[i / 2][2 * (i % 2) + j] * s.scale_log2 : -INFINITY;
         RunningSum& r = running[i];
-        const float larger = fmaxf(fmaxf(x[0], x[1]), r.maximum);
+        const float larger = fminf(fmaxf(fmaxf(x[0], x[1]), r.maximum), FLT_MAX);
         if (larger > r.maximum) {  // ever more rarely
           r.sum *= exp2_fast(r.maximum - larger);
           r.maximum = larger;

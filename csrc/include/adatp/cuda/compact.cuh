@@ -201,7 +201,7 @@ inline Move move_of(const Transfer& t, int64_t batch, int64_t tokens) {
   for (int64_t d = t.dims - 1; d >= 0; --d) {
     const int64_t size = t.target_sizes[d];
     if (d == t.token_dim || (batch > 1 && d == t.batch_dim) || size == 1) continue;
-    if (walks == 0 && source_stride(d) == piece && target_stride(d) == piece) {
+    if (source_stride(d) == piece && target_stride(d) == piece) {
       piece *= size;
       continue;
     }

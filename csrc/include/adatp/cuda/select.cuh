@@ -72,7 +72,7 @@ ADATP_DEVICE uint32_t order_of(float score) {
 }
 
 ADATP_DEVICE float score_of(uint32_t order) {
-  return float_of(order == 1 ? 0x7FC00000u : order & 0x80000000u ? order & 0x7FFFFFFFu : ~order);
+  return float_of(order & 0x80000000u ? order & 0x7FFFFFFFu : ~order);  // of 1 a NaN
 }
 
 // Orders as the method does: the higher score, then the smaller column. Never 0.
@@ -216,7 +216,6 @@ class Segment {
     bound_ = bits_.ones & ~differ;
     if (!differ) return;  // all the same, or a single one
     int top = 31 - leading_zeros(differ);
-    bound_ &= ~low_bits(top + 1);
     for (int pass = 0;; ++pass) {
       const int shift = top > 7 ? top - 7 : 0;
       const uint32_t fixed = ~low_bits(top + 1), digits = low_bits(top + 1 - shift);
@@ -330,7 +329,8 @@ ADATP_DEVICE void select(const Selecting& s, char* shared) {
   auto& memory = *reinterpret_cast<detail::SelectMemory*>(shared);
   const int teams = s.batch * s.num_segments, rank = block_index() % s.team_size;
   const int stride = num_blocks() / s.team_size;
-  for (int team = block_index() / s.team_size; team < teams && block_index() < stride * s.team_size; team += stride) {
+  // Blocks that are left over when all teams are whole would begin behind the last segment.
+  for (int team = block_index() / s.team_size; team < teams; team += stride) {
     detail::Segment(s, memory, team, rank).select();
     block_barrier();  // shared memory is the next segment's
   }
