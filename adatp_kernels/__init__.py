@@ -15,7 +15,7 @@ from adatp_kernels.pruner import AdaTPPruner, PruningState
 from adatp_kernels.segments import salient_segments, segment_frames
 
 if TYPE_CHECKING:
-    from adatp_kernels.integrations.transformers import Acceleration, Report, accelerate
+    from adatp_kernels.integrations.transformers import Acceleration, Family, Report, accelerate, register_family
 
 __version__ = "0.1.0"
 
@@ -23,6 +23,7 @@ __all__ = [
     "Acceleration",
     "AdaTPConfig",
     "AdaTPPruner",
+    "Family",
     "PruningPlan",
     "PruningState",
     "Report",
@@ -33,13 +34,14 @@ __all__ = [
     "flash_attention",
     "make_plan",
     "ops",
+    "register_family",
     "salient_segments",
     "segment_frames",
     "visual_flops",
 ]
 
 # Importing transformers takes seconds, so it waits until somebody needs it.
-_LAZY = ("Acceleration", "Report", "accelerate")
+_LAZY = ("Acceleration", "Family", "Report", "accelerate", "register_family")
 
 
 def __getattr__(name: str) -> Any:

@@ -85,7 +85,8 @@ class MaskedReference:
         self.compact = compact
         self.prompts = []  # (first column, length, [(layer, kept)])
         self.offset = 0
-        layers = model.model.language_model.layers
+        layers = getattr(model.model, "language_model", None) or model.model.text_model
+        layers = layers.layers
         self.hooks = [
             layer.register_forward_pre_hook(self._hook(i), with_kwargs=True) for i, layer in enumerate(layers)
         ]

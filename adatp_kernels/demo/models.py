@@ -15,7 +15,7 @@ import transformers
 from torch import Tensor
 
 from adatp_kernels.demo.errors import DemoError
-from adatp_kernels.integrations.transformers import families
+from adatp_kernels.integrations.transformers.families.llava_onevision import LlavaOnevision
 
 # The built-in model reads and writes bytes; these ids follow the 256 of them.
 PAD, IMAGE, VIDEO = 256, 257, 258
@@ -51,8 +51,7 @@ class DemoModel:
         pixels = F.interpolate(pixels, size=(self.image_size,) * 2, mode="bicubic", antialias=True).clamp(0, 1)
         shape = (1, -1, 1, 1)
         pixels = (pixels - torch.tensor(self.mean).view(shape)) / torch.tensor(self.std).view(shape)
-        family = families.find(self.model)
-        ids = self.encode(question, family.num_video_tokens(self.model, len(frames))).to(self.model.device)
+        ids = self.encode(question, LlavaOnevision().num_video_tokens(self.model, len(frames))).to(self.model.device)
         pixels = pixels[None].to(self.model.device, self.model.dtype)
         return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "pixel_values_videos": pixels}
 
@@ -112,7 +111,7 @@ def load_model(name: str) -> DemoModel:
         config = transformers.AutoConfig.from_pretrained(name)
     except (OSError, ValueError) as error:
         raise DemoError(f"no such model: {name} ({_first_line(error)})") from error
-    supported = [family.model_type for family in families.FAMILIES]
+    supported = [LlavaOnevision.model_type]
     if config.model_type not in supported:
         raise DemoError(f"unsupported model: {name} is of the family {config.model_type!r}; supported are {supported}")
     try:

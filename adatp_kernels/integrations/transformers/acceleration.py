@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 from functools import partial
 from types import TracebackType
@@ -14,7 +15,7 @@ from adatp_kernels.config import AdaTPConfig
 from adatp_kernels.integrations.transformers import families
 from adatp_kernels.integrations.transformers.cache import PrunedLayer, check_cache, mask_of
 from adatp_kernels.integrations.transformers.prefill import VideoPrefill
-from adatp_kernels.integrations.transformers.relevance import check_relevance, frame_relevance
+from adatp_kernels.integrations.transformers.relevance import check_relevance, frame_relevance, is_pair
 from adatp_kernels.integrations.transformers.report import PromptRecord, Report
 from adatp_kernels.integrations.transformers.tap import AttentionTap
 from adatp_kernels.pruner import AdaTPPruner
@@ -78,9 +79,10 @@ class Acceleration:
         self._family = families.find(model)
         if not isinstance(config, AdaTPConfig):
             raise TypeError(f"config: expected an AdaTPConfig, got {type(config).__name__}")
-        check_relevance(relevance, question)
         self.relevance, self.question = relevance, question
         self._model, self._base = model, self._family.base(model)
+        self._tower = self._family.vision_tower(model)
+        self._check_relevance()
         decoder = self._family.decoder(model)
         self._layers: list[Any] = list(decoder.layers)
         _check_decoder(decoder)
@@ -88,6 +90,9 @@ class Acceleration:
             isinstance(getattr(hook, "__self__", None), Acceleration) for hook in self._base._forward_pre_hooks.values()
         ):
             raise RuntimeError("model: it is accelerated already; remove() that first")
+        layers = _stages_from(self._family.first_stage(model), config, len(self._layers))
+        if layers != config.stage_layers(len(self._layers)):
+            config = dataclasses.replace(config, stages=layers)
         text = decoder.config
         head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
         self._pruner = AdaTPPruner(
@@ -101,9 +106,8 @@ class Acceleration:
         self._prefill: VideoPrefill | None = None  # the video prompt that is passing through the decoder
         self._last: PromptRecord | None = None  # of the last one that did
         self._uncached_ids: Tensor | None = None  # its token ids, if it ran without a cache
-        # The frames [num_frames, 3, H, W] that the vision tower saw last, and their features [num_frames, d]. It may run
-        # within the model's forward or, in newer transformers, before it.
-        self._vision: tuple[Tensor, Tensor] | None = None
+        # What the family remembers of the vision tower's last call, within the model's forward or before it.
+        self._seen: dict[str, Any] = {}
         # The mask that layers holding the same columns share: (mask, columns, their part of it).
         self._shared_mask: tuple[Any, Any, Any] = (None, None, None)
         self._taps = {
@@ -136,7 +140,7 @@ class Acceleration:
         """Leave the model exactly as it was; doing so twice is harmless."""
         for handle in self._handles:
             handle.remove()
-        self._handles, self._vision, self._uncached_ids = [], None, None
+        self._handles, self._seen, self._uncached_ids = [], {}, None
         self._forget()
 
     def report(self) -> Report:
@@ -159,8 +163,9 @@ class Acceleration:
         handles = [
             self._base.register_forward_pre_hook(self._before_model, with_kwargs=True),
             self._base.register_forward_hook(self._after_model, always_call=True),
-            self._family.vision_tower(self._model).register_forward_hook(self._after_vision, with_kwargs=True),
         ]
+        if self._tower is not None:
+            handles.append(self._tower.register_forward_hook(self._after_vision, with_kwargs=True))
         for number, layer in enumerate(self._layers):
             handles.append(layer.register_forward_pre_hook(partial(self._before_layer, number), with_kwargs=True))
             if number in self._taps:
@@ -185,19 +190,27 @@ class Acceleration:
         bound = self._signature.bind(*args, **kwargs).arguments
         arguments = {**bound.pop("kwargs", {}), **bound}
         self._check_mode(arguments)
-        layout = self._family.video(self._model, arguments, 0 if self._vision is None else len(self._vision[0]))
-        if layout is None:
+        known = {**self._seen, **{name: value for name, value in arguments.items() if value is not None}}
+        videos = self._family.videos(self._model, known)
+        if videos is None:
             return
         if module.training:
             raise RuntimeError("model: accelerate prunes at inference only; call model.eval() first")
         check_cache(arguments.get("past_key_values"))
+        self._check_relevance()
+        self._prefill = VideoPrefill(self._pruner, arguments, videos)
+
+    def _check_relevance(self) -> None:
         check_relevance(self.relevance, self.question)
-        self._prefill = VideoPrefill(self._pruner, arguments, layout)
+        if not self._family.shows_frames and is_pair(self.relevance):
+            raise ValueError(
+                f"relevance: a SiglipModel needs the frames' pixels, which {self._family.model_type} does not show; give one score "
+                "per frame"
+            )
 
     def _check_mode(self, arguments: dict[str, Any]) -> None:
         """Refuse ways of generating that would let tokens of the answer choose what is kept of the video."""
-        video = arguments.get("pixel_values_videos")
-        if video is None and (arguments.get("mm_encoder_outputs") or {}).get("video") is None:
+        if not self._family.has_video(arguments):
             return
         kept_logits = arguments.get("logits_to_keep", 0)
         if not isinstance(kept_logits, int) or kept_logits not in (0, 1):
@@ -217,18 +230,13 @@ class Acceleration:
     def _after_vision(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         # With images in the prompt the tower runs twice; the video comes last.
         arguments = {} if self._prefill is None else self._prefill.arguments
-        pixels = args[0] if args else kwargs["pixel_values"]
-        self._vision = (pixels, self._family.frame_features(self._model, arguments, output))
+        self._seen = self._family.remember(self._model, arguments, args, kwargs, output)
 
     def _before_layer(self, number: int, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if self._prefill is not None:
             hidden = args[0] if args else kwargs["hidden_states"]
             if number == 0:
-                if self._vision is None:
-                    raise RuntimeError(
-                        "model: accelerate did not see the vision tower encode this video; let generate do it"
-                    )
-                frames, features = self._vision
+                frames, features = self._frames(hidden)
                 relevance = frame_relevance(self.relevance, self.question, frames)
                 self._prefill.begin(hidden, kwargs, features, relevance)
             return args, self._prefill.before_layer(number, hidden, kwargs)
@@ -246,6 +254,22 @@ class Acceleration:
             self._shared_mask = (mask, held.columns, mask_of(held, mask))
         return args, {**kwargs, "attention_mask": self._shared_mask[2]}
 
+    def _frames(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
+        """What stands for the videos' frames, pixels if the family shows them, and their features [num_frames, d]."""
+        assert self._prefill is not None
+        layout = self._prefill.layout
+        if not self._family.shows_frames:
+            means = self._prefill.frame_means(hidden)
+            return means, means
+        if not self._seen:
+            raise RuntimeError("model: accelerate did not see the vision tower encode this video; let generate do it")
+        if len(self._seen["frames"]) != layout.num_frames:
+            raise ValueError(
+                f"input_ids: expected {len(self._seen['frames'])} frames, which the vision tower saw last, got tokens of "
+                f"{layout.num_frames}"
+            )
+        return self._seen["frames"], self._seen["features"]
+
     def _before_attention(self, number: int, module: nn.Module, args: tuple[Any, ...]) -> None:
         if self._prefill is not None and self._prefill.next_layer == number:
             self._taps[number].open()
@@ -262,9 +286,19 @@ class Acceleration:
     def _after_model(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         prefill = self._prefill
         self._forget()
-        self._vision = None
+        self._seen = {}
         if prefill is not None and output is not None:  # None: the forward raised
             self._last = prefill.finish()
+
+
+def _stages_from(first: int, config: AdaTPConfig, num_layers: int) -> tuple[int, ...]:
+    """The layers after which `config` drops tokens, none of them before `first`."""
+    layers = config.stage_layers(num_layers)
+    if layers[0] >= first:
+        return layers
+    if not isinstance(config.stages, str):
+        raise ValueError(f"stages: in this model the first stage may be layer {first}, got {layers[0]}")
+    return tuple(sorted({max(layer, first) for layer in layers}))
 
 
 def _check_decoder(decoder: Any) -> None:

@@ -15,11 +15,12 @@ from adatp_kernels.integrations.transformers.cache import (
     take_columns,
     take_rows,
 )
+from adatp_kernels.integrations.transformers.families.base import Videos
 from adatp_kernels.integrations.transformers.report import PhaseClock, PromptRecord
 from adatp_kernels.integrations.transformers.tap import Seen
-from adatp_kernels.layout import VisualLayout
 from adatp_kernels.ops.dispatch import last_used
 from adatp_kernels.pruner import AdaTPPruner, PruningState
+from adatp_kernels.segments import segment_frames
 
 
 class VideoPrefill:
@@ -29,11 +30,11 @@ class VideoPrefill:
     ----------
     arguments : dict
         What the model was called with.
-    layout : VisualLayout
+    videos : Videos
     """
 
-    def __init__(self, pruner: AdaTPPruner, arguments: dict[str, Any], layout: VisualLayout) -> None:
-        self.pruner, self.arguments, self.layout = pruner, arguments, layout
+    def __init__(self, pruner: AdaTPPruner, arguments: dict[str, Any], videos: Videos) -> None:
+        self.pruner, self.arguments, self.videos, self.layout = pruner, arguments, videos, videos.layout
         self.state: PruningState | None = None
         self.entered: list[int] = []
         self.survivors: list[tuple[int, Tensor]] = []
@@ -52,6 +53,14 @@ class VideoPrefill:
         """The layer whose query and key are needed next."""
         return None if self.state is None else self.state.next_layer
 
+    def frame_means(self, hidden: Tensor) -> Tensor:
+        """The mean of every frame's visual features as the decoder gets them, [num_frames, D] in float32."""
+        layout = self.layout
+        frame = layout.frame.to(hidden.device)
+        sums = torch.zeros(layout.num_frames, hidden.shape[-1], device=hidden.device)
+        sums.index_add_(0, frame, hidden[0, layout.index.to(hidden.device)].float())
+        return sums / frame.bincount(minlength=layout.num_frames)[:, None]
+
     def begin(self, hidden: Tensor, kwargs: dict[str, Any], features: Tensor, relevance: Tensor | None) -> None:
         """At the first decoder layer: segments and plan.
 
@@ -69,10 +78,18 @@ class VideoPrefill:
         self.rotary: tuple[Tensor, ...] = tuple(kwargs["position_embeddings"])
         self.clock = PhaseClock(hidden.device)
         self.state = self.pruner.begin(
-            self.layout, hidden.shape[1], features=features, relevance=relevance, device=hidden.device
+            self.layout, hidden.shape[1], segments=self._segments(features), relevance=relevance, device=hidden.device
         )
         self.columns: dict[int, Tensor] = {}  # of every layer that holds a part: which columns
         self._of_layers_alike: tuple[Any, ...] = ()
+
+    def _segments(self, features: Tensor) -> Tensor:
+        """Segment of each frame; none goes from one video into the next."""
+        segments: list[Tensor] = []
+        for frames in features.split(self.videos.frames):
+            own = segment_frames(frames, self.pruner.config.segment_threshold).cpu()
+            segments.append(own + 1 + segments[-1][-1] if segments else own)
+        return torch.cat(segments)
 
     def before_layer(self, number: int, hidden: Tensor, kwargs: dict[str, Any]) -> dict[str, Any]:
         """The layer's keyword arguments, cut down to the tokens that are left."""
@@ -112,7 +129,8 @@ class VideoPrefill:
             seen.query,
             seen.key,
             travelling,
-            dims=[1] * (1 + len(self.rotary)) + [2] * len(entries),
+            # M-RoPE may come with a dimension for time, height and width before the batch's.
+            dims=[1, *((1, 2) if part.dim() == 4 else 1 for part in self.rotary), *[2] * len(entries)],
             scale=seen.scale,
             lse=seen.lse,
             key_mask=key_mask,

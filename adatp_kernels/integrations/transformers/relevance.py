@@ -33,6 +33,11 @@ def _is_numbers(value: Any) -> bool:
     return isinstance(value, (list, tuple)) and len(value) > 0 and all(isinstance(item, (int, float)) for item in value)
 
 
+def is_pair(relevance: Any) -> bool:
+    """Whether relevance is to be found out by a model and its tokenizer."""
+    return isinstance(relevance, tuple) and not _is_numbers(relevance)
+
+
 def frame_relevance(relevance: Any, question: str | None, frames: Tensor) -> Tensor | None:
     """Relevance of each frame [num_frames], or None.
 
@@ -45,7 +50,7 @@ def frame_relevance(relevance: Any, question: str | None, frames: Tensor) -> Ten
     """
     if relevance is None:
         return None
-    if isinstance(relevance, tuple) and not _is_numbers(relevance):
+    if is_pair(relevance):
         return siglip_relevance(relevance[0], relevance[1], frames, question or "")
     scores = torch.as_tensor(relevance)
     if list(scores.shape) != [len(frames)]:

@@ -32,9 +32,9 @@ def test_refusals_name_what_is_wrong():
             generate(model, inputs, cache_implementation="static", disable_compile=True)
         with pytest.raises(ValueError, match=r"past_key_values: an offloaded cache"):
             generate(model, inputs, cache_implementation="offloaded")
-        with pytest.raises(ValueError, match=r"input_ids: expected 6 frames"):
+        with pytest.raises(ValueError, match=r"input_ids: expected 55 video tokens for 6 frames"):
             generate(model, {**inputs, "input_ids": inputs["input_ids"][:, :-9]})
-        with pytest.raises(ValueError, match=r"pixel_values_videos: expected one video"):
+        with pytest.raises(ValueError, match=r"input_ids: expected 110 video tokens for 6 \+ 6 frames"):
             model(**{**inputs, "pixel_values_videos": twice["pixel_values_videos"]})
         with pytest.raises(ValueError, match="inputs_embeds"):
             model(inputs_embeds=torch.randn(1, inputs["input_ids"].shape[1], 64), **embeddings)

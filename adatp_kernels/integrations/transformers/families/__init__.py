@@ -5,42 +5,51 @@ A family is a small class in a file of its own; `find` picks the one that knows 
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 
+from adatp_kernels.integrations.transformers.families.base import Family
+from adatp_kernels.integrations.transformers.families.frames_as_images import InternVL, SmolVLM
+from adatp_kernels.integrations.transformers.families.llava_next_video import LlavaNextVideo
 from adatp_kernels.integrations.transformers.families.llava_onevision import LlavaOnevision
-from adatp_kernels.layout import VisualLayout
+from adatp_kernels.integrations.transformers.families.qwen_vl import Qwen2VL, Qwen3VL, Qwen25VL
+from adatp_kernels.integrations.transformers.families.video_llama_3 import VideoLlama3
+
+# By model type. Later ones, registered by a user, take the place of earlier ones.
+FAMILIES: dict[str, Family] = {
+    family.model_type: family
+    for family in (
+        LlavaOnevision(),
+        LlavaNextVideo(),
+        Qwen2VL(),
+        Qwen25VL(),
+        Qwen3VL(),
+        InternVL(),
+        VideoLlama3(),
+        SmolVLM(),
+    )
+}
 
 
-class Family(Protocol):
-    """What `accelerate` needs to know of a model family."""
+def register_family(family: Family) -> None:
+    """Make `accelerate` know another family of models, or know one differently.
 
-    model_type: str
+    Parameters
+    ----------
+    family : Family
+        An instance of a subclass; see `Family` for what it may say.
 
-    def base(self, model: Any) -> Any:
-        """The module whose forward takes token ids and pixels and runs vision tower and decoder."""
-
-    def decoder(self, model: Any) -> Any:
-        """The text model: its ``layers`` run one after the other, its ``config`` describes them."""
-
-    def vision_tower(self, model: Any) -> nn.Module:
-        """The module that turns the frames into features."""
-
-    def num_video_tokens(self, model: Any, num_frames: int) -> int:
-        """How many video tokens the prompt of a video of `num_frames` frames holds."""
-
-    def video(self, model: Any, arguments: dict[str, Any], seen_frames: int) -> VisualLayout | None:
-        """Layout of the video in the base module's `arguments`; None without one.
-
-        ``seen_frames`` is how many frames the vision tower saw last, for a video that was encoded before.
-        """
-
-    def frame_features(self, model: Any, arguments: dict[str, Any], output: Any) -> Tensor:
-        """One feature vector per frame [num_frames, d] from the vision tower's output."""
-
-
-FAMILIES: tuple[Family, ...] = (LlavaOnevision(),)
+    Raises
+    ------
+    TypeError
+        If it is no `Family`, or has no model type.
+    """
+    if not isinstance(family, Family):
+        raise TypeError(f"family: expected an instance of a subclass of Family, got {type(family).__name__}")
+    if not isinstance(getattr(family, "model_type", None), str):
+        raise TypeError(f"family: {type(family).__name__} needs a model_type, the one in its models' config")
+    FAMILIES[family.model_type] = family
 
 
 def find(model: Any) -> Family:
@@ -56,10 +65,9 @@ def find(model: Any) -> Family:
     if not isinstance(model, nn.Module):
         raise TypeError(f"model: expected a transformers model, got {type(model).__name__}")
     model_type = getattr(getattr(model, "config", None), "model_type", None)
-    for family in FAMILIES:
-        if family.model_type == model_type:
-            return family
-    raise ValueError(
-        f"model: {type(model).__name__} (model_type {model_type!r}) is of no supported family; supported are "
-        f"{[family.model_type for family in FAMILIES]}"
-    )
+    if model_type not in FAMILIES:
+        raise ValueError(
+            f"model: {type(model).__name__} (model_type {model_type!r}) is of no supported family; supported are "
+            f"{list(FAMILIES)}. register_family adds one"
+        )
+    return FAMILIES[model_type]

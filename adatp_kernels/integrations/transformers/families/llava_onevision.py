@@ -7,63 +7,39 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from adatp_kernels.layout import VisualLayout
+from adatp_kernels.integrations.transformers.families.base import Family, frames_of_equal_size
 
 
-class LlavaOnevision:
+class LlavaOnevision(Family):
     """The family of `LlavaOnevisionForConditionalGeneration` (and of the bare `LlavaOnevisionModel`)."""
 
     model_type = "llava_onevision"
-
-    def base(self, model: Any) -> Any:
-        return model if hasattr(model, "vision_tower") else model.model
-
-    def decoder(self, model: Any) -> Any:
-        return self.base(model).language_model
+    shows_frames = True
+    after = 1
 
     def vision_tower(self, model: Any) -> nn.Module:
         return self.base(model).vision_tower
 
     def num_video_tokens(self, model: Any, num_frames: int) -> int:
-        return num_frames * self._cells(model) + 1
+        """How many video tokens the prompt of a video of `num_frames` frames holds."""
+        return num_frames * self._cells(model) + self.after
 
-    def video(self, model: Any, arguments: dict[str, Any], seen_frames: int) -> VisualLayout | None:
-        pixels, ids = arguments.get("pixel_values_videos"), arguments.get("input_ids")
-        # Newer transformers encode the video before the first forward and hand over the result.
-        encoded = (arguments.get("mm_encoder_outputs") or {}).get("video")
-        if pixels is None and encoded is None:
-            # Asked of prompts only, never in decoding: on a GPU it waits for the device.
-            if ids is not None and ids.shape[1] > 1 and bool((ids == model.config.video_token_id).any()):
-                raise ValueError(
-                    "pixel_values_videos: input_ids hold video tokens, but no pixels came with them. Chunked prefill "
-                    "(prefill_chunk_size) is not supported: transformers drops the video there"
-                )
-            return None
-        if ids is None:
-            raise ValueError(
-                "input_ids: accelerate finds the visual tokens by their ids, so a prompt with a video cannot come as inputs_embeds"
-            )
-        if len(ids) != 1:
-            raise ValueError(
-                f"input_ids: accelerate prunes one prompt at a time so far, got a batch of {len(ids)} (num_beams and "
-                "num_return_sequences above 1 make a batch, too)"
-            )
-        if pixels is not None and (pixels.dim() != 5 or len(pixels) != 1):
-            raise ValueError(
-                f"pixel_values_videos: expected one video, shape [1, frames, 3, H, W], got {list(pixels.shape)}"
-            )
-        num_frames, cells = seen_frames if pixels is None else pixels.shape[1], self._cells(model)
-        index = (ids[0] == model.config.video_token_id).nonzero()[:, 0].cpu()
-        expected = self.num_video_tokens(model, num_frames)
-        if len(index) != expected:
-            raise ValueError(
-                f"input_ids: expected {num_frames} frames × {cells} + 1 = {expected} video tokens, got {len(index)}. "
-                "Chunked prefill (prefill_chunk_size) is not supported"
-            )
-        frame = torch.arange(num_frames).repeat_interleave(cells)
-        return VisualLayout(index[:-1], frame, torch.arange(cells).repeat(num_frames))
+    def frame_sizes(self, model: Any, arguments: dict[str, Any], count: int) -> list[list[int]]:
+        pixels, cells = arguments.get(self.pixels), self._cells(model)
+        if pixels is None:
+            videos = self.num_encoded(arguments)
+            return frames_of_equal_size(count - self.after * videos, cells, videos)
+        if pixels.dim() != 5:
+            raise ValueError(f"pixel_values_videos: expected shape [videos, frames, 3, H, W], got {list(pixels.shape)}")
+        return [[cells] * pixels.shape[1]] * len(pixels)
 
-    def frame_features(self, model: Any, arguments: dict[str, Any], output: Any) -> Tensor:
+    def remember(
+        self, model: Any, arguments: dict[str, Any], args: tuple[Any, ...], kwargs: dict[str, Any], output: Any
+    ) -> dict[str, Any]:
+        pixels = args[0] if args else kwargs["pixel_values"]
+        return {"frames": pixels, "features": self._features(model, arguments, output)}
+
+    def _features(self, model: Any, arguments: dict[str, Any], output: Any) -> Tensor:
         if output.pooler_output is not None:
             return output.pooler_output
         # A tower without a pooling head: the mean of the features that the decoder is fed from.

@@ -1,0 +1,177 @@
+"""A tiny model of every family, built from its config and never downloaded, and prompts for it."""
+
+from __future__ import annotations
+
+import torch
+import transformers
+
+IMAGE, VIDEO, VISION_START, VISION_END = 290, 291, 292, 293
+LAYERS = 12
+# Square frames of 28 pixels in patches of 7; two by two patches make a token.
+CELLS = 4
+TEXT = {
+    "vocab_size": 300,
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": LAYERS,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 4096,
+    "bos_token_id": 1,
+    "eos_token_id": 2,
+    "pad_token_id": 0,
+    "initializer_range": 0.1,  # larger than usual, so that attention is not almost flat
+}
+VISION = {"hidden_size": 48, "intermediate_size": 96, "num_hidden_layers": 2, "num_attention_heads": 4}
+ROPE = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 3, 3]}
+IDS = {"image_token_id": IMAGE, "video_token_id": VIDEO}
+QWEN_IDS = {**IDS, "vision_start_token_id": VISION_START, "vision_end_token_id": VISION_END}
+
+
+def _llava_next_video():
+    vision = {"model_type": "clip_vision_model", **VISION, "image_size": 28, "patch_size": 7, "projection_dim": 48}
+    return transformers.LlavaNextVideoForConditionalGeneration, transformers.LlavaNextVideoConfig(
+        text_config={"model_type": "llama", **TEXT}, vision_config=vision, image_token_index=IMAGE, video_token_index=VIDEO,
+        image_grid_pinpoints=[[28, 28]],
+    )  # fmt: skip
+
+
+def _llava_onevision():
+    vision = {
+        "model_type": "siglip_vision_model",
+        **VISION,
+        "image_size": 28,
+        "patch_size": 7,
+        "vision_use_head": False,
+    }
+    return transformers.LlavaOnevisionForConditionalGeneration, transformers.LlavaOnevisionConfig(
+        text_config={"model_type": "qwen2", **TEXT},
+        vision_config=vision,
+        image_token_index=IMAGE,
+        video_token_index=VIDEO,
+    )
+
+
+def _qwen2_vl():
+    vision = {"depth": 2, "embed_dim": 48, "hidden_size": 64, "num_heads": 4, "patch_size": 7, "mlp_ratio": 2}
+    return transformers.Qwen2VLForConditionalGeneration, transformers.Qwen2VLConfig(
+        text_config={**TEXT, "rope_parameters": ROPE}, vision_config=vision, **QWEN_IDS
+    )
+
+
+def _qwen2_5_vl():
+    vision = {
+        "depth": 2,
+        "hidden_size": 48,
+        "intermediate_size": 96,
+        "num_heads": 4,
+        "patch_size": 7,
+        "out_hidden_size": 64,
+    }
+    return transformers.Qwen2_5_VLForConditionalGeneration, transformers.Qwen2_5_VLConfig(
+        text_config={**TEXT, "rope_parameters": ROPE},
+        vision_config={**vision, "fullatt_block_indexes": [1], "window_size": 28}, **QWEN_IDS,
+    )  # fmt: skip
+
+
+def _qwen3_vl():
+    text = {name: value for name, value in TEXT.items() if name not in ("bos_token_id", "eos_token_id")}
+    vision = {
+        "depth": 2,
+        "hidden_size": 48,
+        "intermediate_size": 96,
+        "num_heads": 4,
+        "patch_size": 7,
+        "out_hidden_size": 64,
+    }
+    return transformers.Qwen3VLForConditionalGeneration, transformers.Qwen3VLConfig(
+        text_config={**text, "head_dim": 16, "rope_parameters": {**ROPE, "mrope_interleaved": True}},
+        vision_config={**vision, "num_position_embeddings": 64, "deepstack_visual_indexes": [0, 1]}, **QWEN_IDS,
+    )  # fmt: skip
+
+
+def _internvl():
+    return transformers.InternVLForConditionalGeneration, transformers.InternVLConfig(
+        text_config={"model_type": "qwen2", **TEXT}, vision_config={**VISION, "image_size": [28, 28], "patch_size": [7, 7]},
+        image_token_id=IMAGE, image_seq_length=CELLS,
+    )  # fmt: skip
+
+
+def _video_llama_3():
+    return transformers.VideoLlama3ForConditionalGeneration, transformers.VideoLlama3Config(
+        text_config={"model_type": "qwen2", **TEXT}, vision_config={**VISION, "patch_size": 7}, **IDS
+    )
+
+
+def _smolvlm():
+    return transformers.SmolVLMForConditionalGeneration, transformers.SmolVLMConfig(
+        text_config={"model_type": "llama", **TEXT}, vision_config={**VISION, "image_size": 28, "patch_size": 7},
+        image_token_id=IMAGE, scale_factor=2, pad_token_id=0,
+    )  # fmt: skip
+
+
+BUILDERS = {
+    "llava_onevision": _llava_onevision,
+    "llava_next_video": _llava_next_video,
+    "qwen2_vl": _qwen2_vl,
+    "qwen2_5_vl": _qwen2_5_vl,
+    "qwen3_vl": _qwen3_vl,
+    "internvl": _internvl,
+    "video_llama_3": _video_llama_3,
+    "smolvlm": _smolvlm,
+}
+
+
+def build(family, attention="sdpa", *, seed=0):
+    """A model of a family with random weights, float32, on the CPU."""
+    torch.manual_seed(seed)
+    kind, config = BUILDERS[family]()
+    model = kind._from_config(config, attn_implementation="sdpa").eval()
+    if attention != "sdpa":
+        model.set_attn_implementation({"text_config": attention})
+    model.generation_config.pad_token_id = 0
+    model.generation_config.eos_token_id = None
+    model.generation_config.suppress_tokens = [IMAGE, VIDEO, VISION_START, VISION_END]
+    return model
+
+
+def prompt(family, frames=6, *, shots=3, seed=0, before=(1, 5, 6), after=(7, 8, 9, 10, 11)):
+    """A prompt with a video of several shots; frames of one shot differ a little."""
+    generator = torch.Generator().manual_seed(seed)
+    scene = torch.randn(shots, 3, 28, 28, generator=generator)
+    pixels = scene[torch.arange(frames) * shots // frames] + 0.1 * torch.randn(frames, 3, 28, 28, generator=generator)
+    extra = {}
+    if family == "llava_onevision":
+        video, extra["pixel_values_videos"] = [VIDEO] * (frames * CELLS + 1), pixels[None]
+    elif family == "llava_next_video":
+        video, extra["pixel_values_videos"] = [VIDEO] * (frames * CELLS), pixels[None]
+    elif family == "internvl":
+        video, extra["pixel_values"] = [token for _ in range(frames) for token in (20, *[IMAGE] * CELLS)], pixels
+    elif family == "smolvlm":
+        video, extra["pixel_values"] = (
+            [token for _ in range(frames) for token in (20, *[IMAGE] * CELLS, 21)],
+            pixels[None],
+        )
+    elif family == "video_llama_3":
+        video = [VIDEO] * (frames * CELLS)
+        extra["pixel_values_videos"] = _patches(pixels, 1)
+        extra["video_grid_thw"], extra["video_merge_sizes"] = torch.tensor([[frames, 4, 4]]), torch.tensor([2])
+    else:  # Qwen: two pictures make a frame
+        pixels = pixels.repeat_interleave(2, 0)
+        one = [VISION_START, *[VIDEO] * CELLS, VISION_END]
+        video = [VISION_START, *[VIDEO] * (frames * CELLS), VISION_END]
+        if family == "qwen3_vl":  # a timestamp before every frame
+            video = [token for number in range(frames) for token in (30 + number, *one)]
+        extra["pixel_values_videos"], extra["video_grid_thw"] = _patches(pixels, 2), torch.tensor([[frames, 4, 4]])
+        if family == "qwen2_5_vl":
+            extra["second_per_grid_ts"] = torch.ones(1)
+    ids = torch.tensor([[*before, *video, *after]])
+    if family.startswith("qwen"):
+        extra["mm_token_type_ids"] = 2 * (ids == VIDEO).int()
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids), **extra}
+
+
+def _patches(pixels, pictures):
+    """Frames [n · pictures, 3, 28, 28] as patches [n · 16, 3 · pictures · 49], two by two together."""
+    parts = pixels.reshape(-1, pictures, 3, 2, 2, 7, 2, 2, 7)
+    return parts.permute(0, 3, 6, 4, 7, 2, 1, 5, 8).reshape(-1, 3 * pictures * 49)
