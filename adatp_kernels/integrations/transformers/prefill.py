@@ -55,11 +55,12 @@ class VideoPrefill:
 
     def frame_means(self, hidden: Tensor) -> Tensor:
         """The mean of every frame's visual features as the decoder gets them, [num_frames, D] in float32."""
-        layout = self.layout
-        frame = layout.frame.to(hidden.device)
-        sums = torch.zeros(layout.num_frames, hidden.shape[-1], device=hidden.device)
-        sums.index_add_(0, frame, hidden[0, layout.index.to(hidden.device)].float())
-        return sums / frame.bincount(minlength=layout.num_frames)[:, None]
+        features = hidden[0, self.layout.index.to(hidden.device)].float()
+        sizes = self.layout.frame.bincount().tolist()
+        # Not an index_add, which on a GPU adds in any order.
+        if len(set(sizes)) == 1:
+            return features.view(len(sizes), sizes[0], -1).mean(1)
+        return torch.stack([frame.mean(0) for frame in features.split(sizes)])
 
     def begin(self, hidden: Tensor, kwargs: dict[str, Any], features: Tensor, relevance: Tensor | None) -> None:
         """At the first decoder layer: segments and plan.
@@ -87,7 +88,7 @@ class VideoPrefill:
         """Segment of each frame; none goes from one video into the next."""
         segments: list[Tensor] = []
         for frames in features.split(self.videos.frames):
-            own = segment_frames(frames, self.pruner.config.segment_threshold).cpu()
+            own = segment_frames(frames, self.pruner.config.segment_threshold)
             segments.append(own + 1 + segments[-1][-1] if segments else own)
         return torch.cat(segments)
 

@@ -218,3 +218,19 @@ def test_an_image_beside_a_video_is_kept_and_alone_passes_through():
     _, expected, _ = masked("qwen2_vl", inputs, report.survivors, max_new_tokens=6)
     assert (logits - expected).abs().max() <= TOLERANCE
     assert of_image.equal(generate(build("qwen2_vl"), alone, max_new_tokens=4)[1])
+
+
+def test_frames_of_different_sizes():
+    """Two videos of different resolution: each frame's feature is the mean of its own tokens."""
+    small, large = prompt("qwen2_vl", frames=3, shots=3, seed=0), prompt("qwen2_vl", frames=4, shots=2, seed=1)
+    # The second video's frames are 28 × 56: the patches of two pictures of 28 × 28 beside each other.
+    large["video_grid_thw"] = torch.tensor([[2, 8, 4]])
+    along_tokens = ("input_ids", "attention_mask", "mm_token_type_ids")
+    inputs = {name: torch.cat([small[name], large[name]], 1 if name in along_tokens else 0) for name in small}
+    model = build("qwen2_vl")
+    with adatp.accelerate(model, CONFIG) as run:
+        _, logits, _ = generate(model, inputs, max_new_tokens=3)
+    report = run.report()
+    assert report.layout.frame.bincount().tolist() == [CELLS] * 3 + [2 * CELLS] * 2
+    assert report.segments == (0, 1, 2, 3, 4)
+    assert (logits - masked("qwen2_vl", inputs, report.survivors, max_new_tokens=3)[1]).abs().max() <= TOLERANCE
