@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import threading
 from functools import partial
 from types import TracebackType
 from typing import Any, NoReturn
@@ -67,7 +68,7 @@ def accelerate(
 class Acceleration:
     """A model whose video prompts are pruned; what `accelerate` returns.
 
-    One prompt at a time: calls from several threads are not supported.
+    One forward at a time: a thread that begins one while another is in the middle of its own gets an error.
 
     Attributes
     ----------
@@ -108,6 +109,7 @@ class Acceleration:
         self._uncached_ids: Tensor | None = None  # its token ids, if it ran without a cache
         # What the family remembers of the vision tower's last call, within the model's forward or before it.
         self._seen: dict[str, Any] = {}
+        self._thread: int | None = None  # whose forward is under way
         # The mask that layers holding the same columns share: (mask, columns, their part of it).
         self._shared_mask: tuple[Any, Any, Any] = (None, None, None)
         self._taps = {
@@ -185,7 +187,16 @@ class Acceleration:
             tap.close()
             tap.take()
 
+    def _check_thread(self) -> None:
+        if self._thread not in (None, threading.get_ident()):
+            raise RuntimeError(
+                "model: another thread is in the middle of a forward of this accelerated model; accelerate serves one at a time. "
+                "Let the threads take turns, or give each a model of its own"
+            )
+
     def _before_model(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._check_thread()
+        self._thread = threading.get_ident()
         self._forget()
         bound = self._signature.bind(*args, **kwargs).arguments
         arguments = {**bound.pop("kwargs", {}), **bound}
@@ -228,6 +239,7 @@ class Acceleration:
             self._uncached_ids = ids
 
     def _after_vision(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        self._check_thread()
         # With images in the prompt the tower runs twice; the video comes last.
         arguments = {} if self._prefill is None else self._prefill.arguments
         self._seen = self._family.remember(self._model, arguments, args, kwargs, output)
@@ -284,9 +296,11 @@ class Acceleration:
         return self._prefill.after_layer(number, output, seen)
 
     def _after_model(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        if self._thread != threading.get_ident():  # a forward that was refused
+            return
         prefill = self._prefill
         self._forget()
-        self._seen = {}
+        self._seen, self._thread = {}, None
         if prefill is not None and output is not None:  # None: the forward raised
             self._last = prefill.finish()
 
