@@ -275,12 +275,12 @@ class Acceleration:
             return means, means
         if not self._seen:
             raise RuntimeError("model: accelerate did not see the vision tower encode this video; let generate do it")
-        if len(self._seen["frames"]) != layout.num_frames:
+        frames, count = self._seen["frames"], layout.num_frames
+        if len(frames) not in (count, count * len(hidden)):  # of one copy of the prompt, or of all
             raise ValueError(
-                f"input_ids: expected {len(self._seen['frames'])} frames, which the vision tower saw last, got tokens of "
-                f"{layout.num_frames}"
+                f"input_ids: expected {len(frames)} frames, which the vision tower saw last, got tokens of {count}"
             )
-        return self._seen["frames"], self._seen["features"]
+        return frames[:count], self._seen["features"][:count]
 
     def _before_attention(self, number: int, module: nn.Module, args: tuple[Any, ...]) -> None:
         if self._prefill is not None and self._prefill.next_layer == number:

@@ -45,6 +45,10 @@ class VideoPrefill:
         self.padding = None if padding is None or bool(padding.all()) else padding.bool()
         if self.padding is not None and not bool(self.padding[:, -1].all()):
             raise ValueError("attention_mask: accelerate supports padding on the left; the last token is padding")
+        if self.padding is not None and not bool((self.padding == self.padding[0]).all()):
+            raise ValueError(
+                "attention_mask: accelerate prunes copies of one prompt together, got rows with different padding"
+            )
         if self.padding is not None and pruner.config.compact_cache:
             raise ValueError("compact_cache: True is not supported for a prompt with padding; use compact_cache=False")
 
@@ -54,7 +58,7 @@ class VideoPrefill:
         return None if self.state is None else self.state.next_layer
 
     def frame_means(self, hidden: Tensor) -> Tensor:
-        """The mean of every frame's visual features as the decoder gets them, [num_frames, D] in float32."""
+        """The mean of every frame's visual features as the decoder gets them, of the first copy: [num_frames, D] in float32."""
         features = hidden[0, self.layout.index.to(hidden.device)].float()
         sizes = self.layout.frame.bincount().tolist()
         # Not an index_add, which on a GPU adds in any order.
@@ -72,6 +76,11 @@ class VideoPrefill:
         features : Tensor [num_frames, d]
         relevance : Tensor [num_frames], optional
         """
+        if len(hidden) > 1 and bool((hidden - hidden[:1]).norm() > 1e-2 * hidden.norm()):
+            raise ValueError(
+                f"input_ids: accelerate prunes one prompt at a time so far, got a batch of {len(hidden)} with different videos; copies "
+                "of one prompt, as num_beams and num_return_sequences make them, are supported"
+            )
         self.cache = kwargs.get("past_key_values")
         self.past = physical_length(self.cache, 0)
         if self.padding is not None:
@@ -79,7 +88,12 @@ class VideoPrefill:
         self.rotary: tuple[Tensor, ...] = tuple(kwargs["position_embeddings"])
         self.clock = PhaseClock(hidden.device)
         self.state = self.pruner.begin(
-            self.layout, hidden.shape[1], segments=self._segments(features), relevance=relevance, device=hidden.device
+            self.layout,
+            hidden.shape[1],
+            segments=self._segments(features),
+            relevance=relevance,
+            batch_size=hidden.shape[0],
+            device=hidden.device,
         )
         self.columns: dict[int, Tensor] = {}  # of every layer that holds a part: which columns
         self._of_layers_alike: tuple[Any, ...] = ()

@@ -4,7 +4,9 @@ import dataclasses
 
 import pytest
 import torch
+import transformers
 from family_models import BUILDERS, CELLS, IMAGE, LAYERS, VIDEO, VISION_END, VISION_START, build, prompt
+from packaging.version import parse
 from small_models import ATTENTION, TOLERANCE, MaskedReference, generate
 
 import adatp_kernels as adatp
@@ -152,6 +154,44 @@ def test_a_family_of_ones_own(monkeypatch):
         with pytest.raises(TypeError, match=message):
             adatp.register_family(wrong)
     assert max(CONFIG.stages) < LAYERS
+
+
+@pytest.mark.parametrize("compact", [False, True])
+@pytest.mark.parametrize("options", [{"num_beams": 3}, {"num_return_sequences": 2, "do_sample": True}], ids=str)
+@pytest.mark.parametrize("family", BUILDERS)
+def test_copies_of_one_prompt(family, options, compact):
+    """Beams, and several answers to one prompt."""
+
+    def run(model):
+        torch.manual_seed(3)
+        return generate(model, prompt(family), max_new_tokens=6, **options)[:2]
+
+    model = build(family)
+    with adatp.accelerate(model, dataclasses.replace(CONFIG, compact_cache=compact)) as acceleration:
+        if family == "internvl" and parse(transformers.__version__) < parse("5.23"):
+            # This version hands every copy other frames, pruned or not.
+            with pytest.raises(ValueError, match="input_ids: .* with different videos"):
+                run(model)
+            return
+        sequences, logits = run(model)
+    full = build(family, "eager")
+    reference = MaskedReference(full, compact=compact)
+    reference.add(acceleration.report().survivors, 0, prompt(family)["input_ids"].shape[1])
+    expected_sequences, expected = run(full)
+    assert torch.equal(sequences, expected_sequences)
+    assert (logits - expected).abs().max() <= TOLERANCE
+
+
+@pytest.mark.parametrize("family", ["llava_onevision", "llava_next_video", "qwen2_vl"])
+def test_the_same_question_to_different_videos_is_refused(family):
+    """The token ids are alike; the videos are not."""
+    first, second = prompt(family, seed=0), prompt(family, seed=1)
+    batch = {name: torch.cat([first[name], second[name]]) for name in first}
+    model = build(family)
+    with adatp.accelerate(model, CONFIG):
+        with pytest.raises(ValueError, match="input_ids: .*a batch of 2 with different videos"):
+            generate(model, batch, max_new_tokens=1)
+        generate(model, first, max_new_tokens=1)
 
 
 WITH_VIDEOS = [

@@ -101,8 +101,9 @@ class Family:
         return arguments.get(self.pixels) is not None or encoded.get(self.modality) is not None
 
     def num_encoded(self, arguments: dict[str, Any]) -> int:
-        """How many videos were encoded before the forward, by a newer version of transformers."""
-        return len(arguments["mm_encoder_outputs"][self.modality].pooler_output)
+        """How many videos of one prompt were encoded before the forward, by a newer version of transformers."""
+        encoded = len(arguments["mm_encoder_outputs"][self.modality].pooler_output)
+        return max(1, encoded // len(arguments["input_ids"]))
 
     def videos(self, model: Any, arguments: dict[str, Any]) -> Videos | None:
         """The videos in the base module's `arguments`; None without one.
@@ -125,13 +126,16 @@ class Family:
             raise ValueError(
                 "input_ids: accelerate finds the visual tokens by their ids, so a prompt with a video cannot come as inputs_embeds"
             )
-        if len(ids) != 1:
+        rows = len(ids)
+        if rows > 1 and not bool((ids == ids[0]).all()):
             raise ValueError(
-                f"input_ids: accelerate prunes one prompt at a time so far, got a batch of {len(ids)} (num_beams and "
-                "num_return_sequences above 1 make a batch, too)"
+                f"input_ids: accelerate prunes one prompt at a time so far, got a batch of {rows} different ones; copies of one, "
+                "as num_beams and num_return_sequences make them, are supported"
             )
         index = (ids[0] == self.token_id(model)).nonzero()[:, 0].cpu()
         videos = self.frame_sizes(model, arguments, len(index))
+        if len(videos) == rows:  # every copy of the prompt came with one of its video
+            videos = videos[:1]
         expected = sum(sum(sizes) + self.after for sizes in videos)
         if expected != len(index):
             raise ValueError(
