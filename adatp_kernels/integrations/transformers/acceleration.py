@@ -107,8 +107,9 @@ class Acceleration:
         self._prefill: VideoPrefill | None = None  # the video prompt that is passing through the decoder
         self._last: PromptRecord | None = None  # of the last one that did
         self._uncached_ids: Tensor | None = None  # its token ids, if it ran without a cache
-        # What the family remembers of the vision tower's last call, within the model's forward or before it.
+        # What the family remembers of the vision tower's last call, within the model's forward or before it, and whose it was.
         self._seen: dict[str, Any] = {}
+        self._seen_by: int | None = None
         self._thread: int | None = None  # whose forward is under way
         # The mask that layers holding the same columns share: (mask, columns, their part of it).
         self._shared_mask: tuple[Any, Any, Any] = (None, None, None)
@@ -197,6 +198,8 @@ class Acceleration:
     def _before_model(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._check_thread()
         self._thread = threading.get_ident()
+        if self._seen_by != self._thread:
+            self._seen = {}
         self._forget()
         bound = self._signature.bind(*args, **kwargs).arguments
         arguments = {**bound.pop("kwargs", {}), **bound}
@@ -243,6 +246,7 @@ class Acceleration:
         # With images in the prompt the tower runs twice; the video comes last.
         arguments = {} if self._prefill is None else self._prefill.arguments
         self._seen = self._family.remember(self._model, arguments, args, kwargs, output)
+        self._seen_by = threading.get_ident()
 
     def _before_layer(self, number: int, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if self._prefill is not None:
