@@ -31,7 +31,7 @@ struct Compacting {
   int64_t* kept;         // [B, tokens]
   // A sequence is `first` tokens, the columns, and others: all but columns survive, and `num_selected` of these.
   int32_t batch, first, columns, words, num_selected, tokens;
-  int32_t num_moves, units;  // units of work for one batch row
+  int32_t units;  // of work for one batch row
   Move moves[MOVES];
 };
 

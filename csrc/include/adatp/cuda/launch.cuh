@@ -121,7 +121,6 @@ const char* run_stage(Stage stage, const std::vector<Move>& moves, bool fused, S
     const size_t count = std::min<size_t>(moves.size() - moved, Compacting::MOVES);
     std::copy_n(moves.begin() + int64_t(moved), count, compacting.moves);
     moved += count;
-    compacting.num_moves = int32_t(count);
     compacting.units = compacting.kept ? int32_t(ceil_div(compacting.tokens, detail::UNIT_TOKENS)) : 0;
     for (size_t m = 0; m < count; ++m) compacting.units += compacting.moves[m].units;
   };
