@@ -45,3 +45,8 @@ def packed(lengths, dim=64, *, heads=4, kv_heads=2, dtype=torch.float32):
         torch.tensor([0, *itertools.accumulate(side)], dtype=torch.int32) for side in zip(*lengths, strict=True)
     ]
     return query, key, {"cu_seqlens_q": cumulative[0], "cu_seqlens_k": cumulative[1]}
+
+
+def on(device, *values):
+    """The values with all tensors among them on a device."""
+    return [value.to(device) if isinstance(value, torch.Tensor) else value for value in values]

@@ -39,3 +39,12 @@ class Selection:
     prior: Tensor | None  # [B, N]
     num_selected: int
     num_positions: int | None
+
+
+def moved_shape(tensor: Tensor, dims: tuple[int, int], batch: int, tokens: int) -> list[int]:
+    """The shape of `tensor` once only `tokens` of its tokens are left, in each of `batch` rows; `dims` are (batch, token)."""
+    shape = list(tensor.shape)
+    if batch != 1:  # a single row's tokens are taken of every row
+        shape[dims[0]] = batch
+    shape[dims[1]] = tokens
+    return shape

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adatp_kernels.ops.arguments import Scoring, Selection
+from adatp_kernels.ops.arguments import Scoring, Selection, moved_shape
 from adatp_kernels.ops.dispatch import implementation
 
 
@@ -55,12 +55,8 @@ def _shapes(
     batch = key.shape[0]
     survivors = key.shape[2] - sequence_start - (key_range[1] - key_range[0]) + num_selected
     results = [key.new_empty((batch, survivors), dtype=torch.int64)]
-    for tensor, batch_dim, token_dim in zip(tensors, dims[::2], dims[1::2], strict=True):
-        shape = list(tensor.shape)
-        if batch > 1:
-            shape[batch_dim] = batch
-        shape[token_dim] = survivors
-        results.append(tensor.new_empty(shape))
+    for tensor, *pair in zip(tensors, dims[::2], dims[1::2], strict=True):
+        results.append(tensor.new_empty(moved_shape(tensor, (pair[0], pair[1]), batch, survivors)))
     return results
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from adatp_kernels.config import DEDUPLICATION
 from adatp_kernels.ops import reference
+from adatp_kernels.ops.arguments import moved_shape
 from adatp_kernels.ops.checks import is_unusual
 from adatp_kernels.ops.native.build import Library, find_or_build
 from adatp_kernels.ops.native.recipe import CPU, BuildError
@@ -112,10 +113,7 @@ def gather(indices: Tensor, tensors: Sequence[Tensor], dims: Sequence[tuple[int,
     """As `functional.gather`."""
     results, moves = [], []
     for tensor, (batch, token) in zip(tensors, dims, strict=True):
-        shape = list(tensor.shape)
-        if len(indices) != 1:
-            shape[batch] = len(indices)
-        shape[token] = indices.shape[1]
+        shape = moved_shape(tensor, (batch, token), *indices.shape)
         results.append(torch.empty(shape, dtype=tensor.dtype, device=tensor.device))
         if results[-1].numel():
             moves.append((tensor.resolve_conj().resolve_neg(), results[-1], batch, token))

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from adatp_kernels.config import DEDUPLICATION
 from adatp_kernels.ops import reference
-from adatp_kernels.ops.arguments import Scoring, Selection
+from adatp_kernels.ops.arguments import Scoring, Selection, moved_shape
 from adatp_kernels.ops.checks import is_unusual
 from adatp_kernels.ops.native.build import Library, find_or_build
 from adatp_kernels.ops.native.recipe import CUDA
-from adatp_kernels.ops.positions import count_positions, too_sparse
+from adatp_kernels.ops.positions import too_sparse, with_positions
 
 # The device that these operators are for; tests without a GPU have them compiled for CPU tensors.
 _DEVICE = "cuda"
@@ -121,9 +120,10 @@ def select(
     num_positions: int | None,
 ) -> Tensor:
     """As `functional.select`."""
-    selection = Selection(segments, positions, budgets, dedup, soft_weight, prior, num_selected, num_positions)
-    selection = _with_positions(selection)
-    if _is_too_sparse(selection):
+    selection, num_positions = with_positions(
+        Selection(segments, positions, budgets, dedup, soft_weight, prior, num_selected, num_positions)
+    )
+    if too_sparse(selection.budgets, selection.dedup, num_positions):
         return reference.select(scores, **vars(selection))
     kept = torch.empty(len(scores), num_selected, dtype=torch.int64, device=scores.device)
     _run(None, selection, scores, kept, 0, (), (), ())
@@ -141,24 +141,18 @@ def prune(
     on_phase: Callable[[str], None],
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """As `functional.prune`. The phases are one launch, so a clock that `on_phase` drives finds all time in the last."""
-    selection = _with_positions(selection)
-    if _is_too_sparse(selection):
+    selection, num_positions = with_positions(selection)
+    if too_sparse(selection.budgets, selection.dedup, num_positions):
         return reference.prune(scoring, selection, scores, tensors, dims, sequence_start, on_phase)
     on_phase("score")
     on_phase("select")
     first, last = (column - sequence_start for column in scoring.key_range)
-    batch, tokens = (
-        len(selection.segments),
-        first + selection.num_selected + scoring.key.shape[2] - sequence_start - last,
-    )
-    kept = torch.empty(batch, tokens, dtype=torch.int64, device=scoring.device)
-    targets = []
-    for tensor, (batch_dim, token_dim) in zip(tensors, dims, strict=True):
-        shape = list(tensor.shape)
-        if batch != 1:
-            shape[batch_dim] = batch
-        shape[token_dim] = tokens
-        targets.append(torch.empty(shape, dtype=tensor.dtype, device=tensor.device))
+    batch, after = len(selection.segments), scoring.key.shape[2] - sequence_start - last
+    kept = torch.empty(batch, first + selection.num_selected + after, dtype=torch.int64, device=scoring.device)
+    targets = [
+        torch.empty(moved_shape(tensor, pair, *kept.shape), dtype=tensor.dtype, device=tensor.device)
+        for tensor, pair in zip(tensors, dims, strict=True)
+    ]
     sources = [tensor.resolve_conj().resolve_neg() for tensor in tensors]
     _run(None if scores is not None else scoring, selection, scores, kept, first, sources, targets, dims)
     on_phase("compact")
@@ -195,18 +189,3 @@ def _run(
         start, first_key, scale, first, selection.num_selected, selection.num_positions,
         DEDUPLICATION.index(selection.dedup), selection.soft_weight,
     )  # fmt: skip
-
-
-def _with_positions(selection: Selection) -> Selection:
-    if selection.dedup == "off":
-        return replace(selection, num_positions=0)
-    if selection.num_positions is None:
-        return replace(
-            selection, num_positions=count_positions(selection.positions, selection.segments, selection.dedup)
-        )
-    return selection
-
-
-def _is_too_sparse(selection: Selection) -> bool:
-    assert selection.num_positions is not None
-    return too_sparse(selection.budgets, selection.dedup, selection.num_positions)

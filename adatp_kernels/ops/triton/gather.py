@@ -12,6 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from adatp_kernels.ops import reference
+from adatp_kernels.ops.arguments import moved_shape
 from adatp_kernels.ops.triton.tiles import ceil_div, power_of_two
 
 # What one program moves, in elements of the widest kind: 16 kB of 8-byte words.
@@ -87,11 +88,9 @@ def gather(indices: Tensor, tensors: Sequence[Tensor], dims: Sequence[tuple[int,
     results: list[Tensor] = []
     moves: list[_Move] = []
     for tensor, (batch, token) in zip(tensors, dims, strict=True):
-        shape = list(tensor.shape)
-        if len(indices) != 1:
-            shape[batch] = len(indices)
-        shape[token] = indices.shape[1]
-        result = torch.empty(shape, dtype=tensor.dtype, device=tensor.device)
+        result = torch.empty(
+            moved_shape(tensor, (batch, token), *indices.shape), dtype=tensor.dtype, device=tensor.device
+        )
         move = _fold(tensor, result, batch if len(indices) != 1 else None, token) if result.numel() else None
         if move is not None:
             moves.append(move)

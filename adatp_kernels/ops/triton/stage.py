@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 
 from torch import Tensor
 
 from adatp_kernels.ops import reference
 from adatp_kernels.ops.arguments import Scoring, Selection
-from adatp_kernels.ops.positions import count_positions, too_sparse
+from adatp_kernels.ops.positions import too_sparse, with_positions
 from adatp_kernels.ops.triton.column_sums import partial_column_sums
 from adatp_kernels.ops.triton.gather import gather
 from adatp_kernels.ops.triton.select import Partial, select_tokens, workspace_for
@@ -25,10 +24,8 @@ def prune(
     on_phase: Callable[[str], None],
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """As `functional.prune`. The score kernel zeroes the workspace that the select kernel needs."""
-    budgets, dedup, num_positions = selection.budgets, selection.dedup, selection.num_positions
-    if num_positions is None:
-        num_positions = count_positions(selection.positions, selection.segments, dedup)
-        selection = replace(selection, num_positions=num_positions)
+    selection, num_positions = with_positions(selection)
+    budgets, dedup = selection.budgets, selection.dedup
     if too_sparse(budgets, dedup, num_positions):
         return reference.prune(scoring, selection, scores, tensors, dims, sequence_start, on_phase)
     workspace = partial = None

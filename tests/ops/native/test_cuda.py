@@ -10,23 +10,13 @@ from brute_force import assert_as_good_as_plain
 from compiler import compiler_or_skip
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from op_inputs import inputs, left_padding
+from op_inputs import inputs, left_padding, on
 
 from adatp_kernels import Stage, ops
+from adatp_kernels.config import DEDUPLICATION
 from adatp_kernels.ops.native import cuda
 
-MODES = ["strict", "soft", "off"]
 FUZZ = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-
-
-@pytest.fixture(autouse=True)
-def no_gradients():
-    with torch.no_grad():
-        yield
-
-
-def on(device, *values):
-    return [value.to(device) if isinstance(value, torch.Tensor) else value for value in values]
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
@@ -86,7 +76,7 @@ def test_scores_do_not_depend_on_company_turns_or_size(machine):
     assert ops.column_sums(query[1:2], key[1:2], **where)[0].equal(first[1])
 
 
-@given(st.integers(0, 2**32), st.sampled_from(MODES), st.integers(1, 4), st.booleans())
+@given(st.integers(0, 2**32), st.sampled_from(DEDUPLICATION), st.integers(1, 4), st.booleans())
 @settings(FUZZ, max_examples=300)
 def test_select_is_the_reference(machine, seed, dedup, multiprocessors, cooperative):
     machine.change(seed, multiprocessors, cooperative)
@@ -96,7 +86,7 @@ def test_select_is_the_reference(machine, seed, dedup, multiprocessors, cooperat
     assert ops.select(*on(machine.device, *case), backend="native", **options).cpu().equal(expected)
 
 
-@pytest.mark.parametrize("dedup", MODES)
+@pytest.mark.parametrize("dedup", DEDUPLICATION)
 @pytest.mark.parametrize("positions", [50, 3000, 6000])
 @pytest.mark.parametrize("ties", ["few", "many", "all"])
 def test_several_blocks_for_a_segment(dedup, positions, ties, machine):
@@ -144,7 +134,7 @@ def test_a_score_beyond_all_others(machine):
 def test_what_a_caller_got_wrong_ends_in_the_last_column(machine):
     positions = torch.tensor([-3, 2**40, 0, 1, 0, 1, 5000, 7])
     ids = torch.tensor([5, 0, -7, 0, 2**40, 0, 0, -1])
-    for dedup in MODES:
+    for dedup in DEDUPLICATION:
         for budget in (-1, 0, 5, 2**40):
             case = on(machine.device, torch.rand(1, 8), ids, positions, torch.tensor([budget]))
             known = {"num_selected": 8, "num_positions": 3, "dedup": dedup, "backend": "native"}
@@ -153,8 +143,8 @@ def test_what_a_caller_got_wrong_ends_in_the_last_column(machine):
             assert {2, 7} <= set(kept) and not {0, 4} & set(kept)
 
 
-def stage(machine, *, batch, dtype, dim, dedup, text, given_lse, masks, given_scores, tensors, dims, wanted=None):
-    """Both backends' result for a stage of 157 columns in three segments, a timestamp between the first two."""
+def stage(*, batch, dtype, dim, dedup, text, given_lse, masks, given_scores, tensors, dims):
+    """Arguments of a stage of 157 columns in three segments, a timestamp between the first two."""
     first, older = text
     columns, rows = 157, 6
     length = older + first + columns + rows
@@ -183,7 +173,7 @@ def stage(machine, *, batch, dtype, dim, dedup, text, given_lse, masks, given_sc
 
 
 @pytest.mark.parametrize("cooperative", [True, False])
-@pytest.mark.parametrize("dedup", MODES)
+@pytest.mark.parametrize("dedup", DEDUPLICATION)
 @pytest.mark.parametrize(
     ("batch", "dtype", "dim", "given_lse", "masks", "given_scores"),
     [
@@ -208,7 +198,7 @@ def test_prune_is_its_operations(batch, dtype, dim, given_lse, masks, given_scor
 
     text = (7, 5 if batch == 2 else 0)
     query, key, moved, options, common = stage(
-        machine, batch=batch, dtype=dtype, dim=dim, dedup=dedup, text=text, given_lse=given_lse, masks=masks,
+        batch=batch, dtype=dtype, dim=dim, dedup=dedup, text=text, given_lse=given_lse, masks=masks,
         given_scores=given_scores, tensors=tensors, dims=[1, 2, 1],
     )  # fmt: skip
     to = lambda value: value.to(machine.device) if isinstance(value, torch.Tensor) else value  # noqa: E731

@@ -9,22 +9,12 @@ import torch
 from awkward_inputs import drawing
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from op_inputs import inputs
+from op_inputs import inputs, on
 
 from adatp_kernels import Stage, ops
+from adatp_kernels.config import DEDUPLICATION
 
-MODES = ["strict", "soft", "off"]
 FUZZ = settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
-
-
-@pytest.fixture(autouse=True)
-def no_gradients():
-    with torch.no_grad():
-        yield
-
-
-def on(device, *values):
-    return [value.to(device) if isinstance(value, torch.Tensor) else value for value in values]
 
 
 def strided(tensor, seed, whole=0):
@@ -80,7 +70,7 @@ def test_any_attention(machine, seed, multiprocessors, cooperative):
     assert kept.equal(ops.prune(query, key, [], scores=actual, **{**common, "dims": 1}, backend="reference")[0])
 
 
-@pytest.mark.parametrize("dedup", MODES)
+@pytest.mark.parametrize("dedup", DEDUPLICATION)
 @pytest.mark.parametrize("multiprocessors", [1, 8])
 @pytest.mark.parametrize("cells", [40, 4096, 4097, 5000])
 def test_every_batch_row_has_its_own_of_everything(dedup, multiprocessors, cells, machine):
@@ -101,7 +91,7 @@ def test_every_batch_row_has_its_own_of_everything(dedup, multiprocessors, cells
     assert ops.select(*case, prior=prior, **options, backend="native").cpu().equal(expected)
 
 
-@pytest.mark.parametrize("dedup", MODES)
+@pytest.mark.parametrize("dedup", DEDUPLICATION)
 def test_segments_in_two_runs(dedup, machine):
     ids = torch.tensor([0] * 40 + [1] * 30 + [0] * 45 + [1] * 5 + [-1])
     scores = torch.rand(2, 121, generator=torch.Generator().manual_seed(0))
@@ -248,7 +238,7 @@ def test_nothing_to_move_and_nobody_left(budget, machine):
     assert results[2].equal(kept + 9 * torch.arange(2, device=machine.device)[:, None])
 
 
-@pytest.mark.parametrize("dedup", MODES)
+@pytest.mark.parametrize("dedup", DEDUPLICATION)
 @pytest.mark.parametrize("kinds", [1, 3])
 @pytest.mark.parametrize("turns", range(3))
 def test_many_ties_stay(turns, kinds, dedup, machine):
