@@ -14,6 +14,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
+from adatp_kernels.allocation import allocate
 from adatp_kernels.config import AdaTPConfig
 from adatp_kernels.errors import as_tensor, integer, number
 from adatp_kernels.layout import VisualLayout
@@ -63,6 +64,8 @@ class PruningPlan:
     capped : bool
         Whether the segments' caps (spatial deduplication) keep some stage below its schedule. Then
         `flops_ratio` may lie below `target_flops`: there is nothing left to spend it on.
+    shared : bool
+        Whether another prompt of the batch keeps some stage below what this one would keep alone.
     """
 
     stages: tuple[Stage, ...]
@@ -71,13 +74,15 @@ class PruningPlan:
     target_flops: float | None
     alpha: float | None
     capped: bool
+    shared: bool = False
 
     def describe(self) -> str:
         """The plan in one line."""
         kept = f"{self.tokens_per_layer[0]} → {self.tokens_per_layer[-1]} visual tokens in {len(self.stages)} stages"
         target = "explicit schedule" if self.target_flops is None else f"target {self.target_flops:.3f}"
         caps = "; spatial deduplication caps the segments, so less is kept than scheduled" if self.capped else ""
-        return f"{kept}, {self.flops_ratio:.3f} of the FLOPs ({target}{caps})"
+        shared = "; other prompts of the batch keep fewer, so this one does" if self.shared else ""
+        return f"{kept}, {self.flops_ratio:.3f} of the FLOPs ({target}{caps}{shared})"
 
 
 def visual_flops(tokens: float, *, hidden_size: int, key_width: int, mlp_width: int) -> float:
@@ -142,92 +147,103 @@ def make_plan(
         For malformed arguments, and if `config.target_flops` is below what the layers before the
         first stage cost alone.
     """
-    if not isinstance(config, AdaTPConfig):
-        raise TypeError(f"config: expected an AdaTPConfig, got {type(config).__name__}")
-    if not isinstance(layout, VisualLayout):
-        raise TypeError(f"layout: expected a VisualLayout, got {type(layout).__name__}")
-    frames = check_segments(segments)
-    if len(frames) != layout.num_frames:
-        raise ValueError(
-            f"segments: expected one entry for each of the layout's {layout.num_frames} frames, got {len(frames)}"
-        )
-    num_segments = int(frames[-1]) + 1
-    boosts = _boosts(salient, num_segments, config.salient_boost)
     decoder = {"hidden_size": hidden_size, "key_width": key_width, "mlp_width": mlp_width}
-    visual_flops(len(layout), **decoder)  # checks the three before any work
-    layers = config.stage_layers(num_layers)
-
-    sizes, cells = _sizes(layout, frames, num_segments)
-    caps = cells if config.spatial_dedup == "strict" else sizes
-    schedule = _Schedule(config, len(layout), sum(caps), layers, num_layers, decoder)
-    alpha = schedule.solve() if isinstance(config.schedule, str) else None
-    totals = schedule.totals(alpha)
-
-    stages = []
-    limits: Sequence[int] = caps
-    weights = [size * boost for size, boost in zip(sizes, boosts, strict=True)]
-    for layer, total in zip(layers, totals, strict=True):
-        limits = allocate(total, weights, limits)
-        stages.append(Stage(layer, tuple(limits), total))
-    per_layer = schedule.tokens_per_layer(totals)
-    return PruningPlan(
-        stages=tuple(stages),
-        tokens_per_layer=per_layer,
-        flops_ratio=flops_ratio(per_layer, **decoder),
-        target_flops=config.target_flops,
-        alpha=alpha,
-        capped=any(want > got for want, got in zip(schedule.wanted(alpha), totals, strict=True)),
-    )
+    return make_plans(config, [layout], [segments], [salient], surplus=[0], num_layers=num_layers, **decoder)[0]
 
 
-def allocate(total: int, weights: Sequence[float], caps: Sequence[int]) -> list[int]:
-    """Share `total` out in proportion to `weights`, never above `caps`: water-filling, then rounding.
-
-    Every segment whose cap allows it gets at least 1 while `total` suffices; the real-valued shares
-    are rounded down and what is left goes to the largest remainders, ties to the earlier segment. If
-    the caps sum to less than `total`, the caps are the result.
+def make_plans(
+    config: AdaTPConfig,
+    layouts: Sequence[VisualLayout],
+    segments: Sequence[Tensor],
+    salient: Sequence[Tensor | None],
+    *,
+    surplus: Sequence[int],
+    num_layers: int,
+    hidden_size: int,
+    key_width: int,
+    mlp_width: int,
+) -> tuple[PruningPlan, ...]:
+    """Plans of prompts that run in one dense batch: the smallest of their totals is everyone's, at every stage.
 
     Parameters
     ----------
-    total : int
-        At least 0.
-    weights : sequence of float
-        Positive.
-    caps : sequence of int
-        At least 0.
+    config, num_layers, hidden_size, key_width, mlp_width
+        As for `make_plan`.
+    layouts, segments, salient : sequence
+        Of each prompt, what `make_plan` takes.
+    surplus : sequence of int
+        What each prompt keeps above that total; see `Batch`.
+
+    Raises
+    ------
+    TypeError, ValueError
+        As for `make_plan`, and if a prompt cannot keep its surplus.
     """
-    if total >= sum(caps):
-        return list(caps)
-    floors = [min(1, cap) for cap in caps]
-    if total < sum(floors):
-        floors = [0] * len(caps)
-    level = _water_level(total, weights, floors, caps)
-    shares = [min(max(level * w, low), cap) for w, low, cap in zip(weights, floors, caps, strict=True)]
-    result = [math.floor(share + 1e-9) for share in shares]
-    by_remainder = sorted(range(len(caps)), key=lambda s: (round(result[s] - shares[s], 9), s))
-    left = total - sum(result)
-    while left > 0:
-        for s in by_remainder:
-            if left and result[s] < caps[s]:
-                result[s] += 1
-                left -= 1
-    return result
+    if not isinstance(config, AdaTPConfig):
+        raise TypeError(f"config: expected an AdaTPConfig, got {type(config).__name__}")
+    decoder = {"hidden_size": hidden_size, "key_width": key_width, "mlp_width": mlp_width}
+    visual_flops(1, **decoder)  # checks the three before any work
+    drafts = [
+        _Draft(config, layout, frames, flags, num_layers, decoder)
+        for layout, frames, flags in zip(layouts, segments, salient, strict=True)
+    ]
+    room = min(sum(draft.caps) - extra for draft, extra in zip(drafts, surplus, strict=True))
+    totals = [min(room, *stage) for stage in zip(*(draft.totals for draft in drafts), strict=True)]
+    if any(surplus) and room < 1:
+        row = min(range(len(drafts)), key=lambda r: sum(drafts[r].caps) - surplus[r])
+        raise ValueError(
+            f"padding: beside the longest text of the batch row {row} has to keep {surplus[row]} visual tokens more than the others, of "
+            f"{sum(drafts[row].caps)} it may; add at least {surplus[row]} columns of padding on the left of all rows"
+        )
+    return tuple(draft.plan([total + extra for total in totals]) for draft, extra in zip(drafts, surplus, strict=True))
 
 
-def _water_level(total: int, weights: Sequence[float], floors: Sequence[int], caps: Sequence[int]) -> float:
-    """The level λ at which ``Σ clamp(λ·w, floor, cap)`` is `total`; exact, by the function's breakpoints."""
-    # Between neighbouring breakpoints the sum is linear: slope = weights that are above floor and below cap.
-    events = sorted(
-        [(low / w, w) for w, low in zip(weights, floors, strict=True)]
-        + [(cap / w, -w) for w, cap in zip(weights, caps, strict=True)]
-    )
-    level, filled, slope = 0.0, float(sum(floors)), 0.0
-    for breakpoint_level, change in events:
-        step = (breakpoint_level - level) * slope
-        if filled + step >= total and slope > 0:
-            break
-        level, filled, slope = breakpoint_level, filled + step, slope + change
-    return level + (total - filled) / slope if slope > 0 else level
+class _Draft:
+    """What one prompt would keep if it were alone, and its plan once the totals are settled."""
+
+    def __init__(
+        self,
+        config: AdaTPConfig,
+        layout: VisualLayout,
+        segments: Tensor,
+        salient: Tensor | None,
+        num_layers: int,
+        decoder: dict[str, int],
+    ) -> None:
+        if not isinstance(layout, VisualLayout):
+            raise TypeError(f"layout: expected a VisualLayout, got {type(layout).__name__}")
+        frames = check_segments(segments)
+        if len(frames) != layout.num_frames:
+            raise ValueError(
+                f"segments: expected one entry for each of the layout's {layout.num_frames} frames, got {len(frames)}"
+            )
+        num_segments = int(frames[-1]) + 1
+        boosts = _boosts(salient, num_segments, config.salient_boost)
+        sizes, cells = _sizes(layout, frames, num_segments)
+        self.target, self.decoder, self.layers = config.target_flops, decoder, config.stage_layers(num_layers)
+        self.caps = cells if config.spatial_dedup == "strict" else sizes
+        self.weights = [size * boost for size, boost in zip(sizes, boosts, strict=True)]
+        self.schedule = _Schedule(config, len(layout), sum(self.caps), self.layers, num_layers, decoder)
+        self.alpha = self.schedule.solve() if isinstance(config.schedule, str) else None
+        self.totals = self.schedule.totals(self.alpha)
+
+    def plan(self, totals: Sequence[int]) -> PruningPlan:
+        """The plan that keeps `totals`."""
+        stages = []
+        limits: Sequence[int] = self.caps
+        for layer, total in zip(self.layers, totals, strict=True):
+            limits = allocate(total, self.weights, limits)
+            stages.append(Stage(layer, tuple(limits), total))
+        per_layer = self.schedule.tokens_per_layer(totals)
+        return PruningPlan(
+            stages=tuple(stages),
+            tokens_per_layer=per_layer,
+            flops_ratio=flops_ratio(per_layer, **self.decoder),
+            target_flops=self.target,
+            alpha=self.alpha,
+            capped=any(want > got for want, got in zip(self.schedule.wanted(self.alpha), self.totals, strict=True)),
+            shared=any(own > got for own, got in zip(self.totals, totals, strict=True)),
+        )
 
 
 class _Schedule:

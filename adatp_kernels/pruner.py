@@ -4,48 +4,62 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from adatp_kernels import ops
+from adatp_kernels.batch import Batch
 from adatp_kernels.config import AdaTPConfig
 from adatp_kernels.errors import integer
 from adatp_kernels.layout import VisualLayout
 from adatp_kernels.ops import checks
-from adatp_kernels.plan import PruningPlan, Stage, make_plan
+from adatp_kernels.plan import PruningPlan, Stage, make_plans
 from adatp_kernels.segments import check_segments, salient_segments, segment_frames
 
 
 @dataclass(frozen=True, eq=False)
+class _Step:
+    """A stage that drops something: its budgets on the device, [S], or [B, S] for different prompts, and what it leaves."""
+
+    stage: Stage
+    budgets: Tensor
+    length: int
+    key_range: tuple[int, int]
+
+
+@dataclass(frozen=True, eq=False)
 class PruningState:
-    """What is left of one prompt between two stages. Immutable; `AdaTPPruner` returns the next one.
+    """What is left of a batch of prompts between two stages. Immutable; `AdaTPPruner` returns the next one.
 
     Attributes
     ----------
-    plan : PruningPlan
-    segments_per_frame : LongTensor [num_frames]
-        On the host.
-    salient : tuple of int
-        The salient segments.
+    plans : tuple of PruningPlan
+        One per prompt that `begin` was given.
+    segments : tuple of LongTensor [num_frames]
+        Of each prompt, the segment of each frame; on the host.
+    salient_segments : tuple of tuple of int
+        Of each prompt.
     length : int
         L, the tokens left.
     key_range : (int, int)
-        Where among them all visual tokens stand.
-    num_visual : int
-        How many of them are visual.
+        Where among them the visual tokens of all rows stand.
     num_positions : int
         Cells of a frame.
     """
 
-    plan: PruningPlan
-    segments_per_frame: Tensor
-    salient: tuple[int, ...]
+    plans: tuple[PruningPlan, ...]
+    segments: tuple[Tensor, ...]
+    salient_segments: tuple[tuple[int, ...], ...]
     length: int
     key_range: tuple[int, int]
-    num_visual: int
     num_positions: int
-    _remaining: tuple[tuple[Stage, Tensor], ...]  # stages that drop something, budgets on the device
+    _batch: Batch
+    _asking: (
+        Tensor | None
+    )  # which of the last max(tails) columns come after their row's last visual token, [B, max(tails)]
+    _remaining: tuple[_Step, ...]
     # What is known of every token that is left, each [B, L], and moves with it: "kept", its place in the
     # prompt; "segments" and "positions", −1 for text; "prior" and "scores" where there are any.
     _tokens: dict[str, Tensor]
@@ -58,7 +72,33 @@ class PruningState:
     @property
     def next_layer(self) -> int | None:
         """The decoder layer after which the pruner is to be called next; None when all is done."""
-        return self._remaining[0][0].layer if self._remaining else None
+        return self._remaining[0].stage.layer if self._remaining else None
+
+    @property
+    def plan(self) -> PruningPlan:
+        """The first prompt's plan."""
+        return self.plans[0]
+
+    @property
+    def segments_per_frame(self) -> Tensor:
+        """LongTensor [num_frames]: of the first prompt."""
+        return self.segments[0]
+
+    @property
+    def salient(self) -> tuple[int, ...]:
+        """The first prompt's salient segments."""
+        return self.salient_segments[0]
+
+    @property
+    def text_tokens(self) -> tuple[int, ...]:
+        """Tokens of each prompt that are neither visual nor padding."""
+        return self._batch.texts
+
+    @property
+    def num_visual(self) -> int:
+        """Visual tokens that are left of the first prompt."""
+        batch = self._batch
+        return self.length - batch.texts[0] - (batch.kept_padding if self.length < batch.length else batch.padding)[0]
 
 
 class AdaTPPruner(nn.Module):
@@ -107,25 +147,28 @@ class AdaTPPruner(nn.Module):
 
     def begin(
         self,
-        layout: VisualLayout,
+        layout: VisualLayout | Sequence[VisualLayout],
         length: int,
         *,
-        features: Tensor | None = None,
-        segments: Tensor | None = None,
-        relevance: Tensor | None = None,
-        prior: Tensor | None = None,
+        features: Tensor | Sequence[Tensor] | None = None,
+        segments: Tensor | Sequence[Tensor] | None = None,
+        relevance: Tensor | Sequence[Tensor | None] | None = None,
+        prior: Tensor | Sequence[Tensor] | None = None,
+        padding: int | Sequence[int] | None = None,
         batch_size: int = 1,
         device: torch.device | str = "cpu",
     ) -> PruningState:
-        """Plan the pruning of one prompt, or of a batch of prompts with the same layout.
+        """Plan the pruning of one prompt, of a batch of its copies, or of a batch of different prompts.
 
         The segments of the frames come to the host here; from here on nothing waits for the device.
 
         Parameters
         ----------
-        layout : VisualLayout
+        layout : VisualLayout, or a sequence of them
+            One prompt's, or one for each row of a batch of different prompts. Then each of the arguments `features`
+            to `padding` is a sequence, too, and all rows keep equally many visual tokens: see `Batch`.
         length : int
-            Tokens in the prompt, text included.
+            Tokens in the prompt, text and padding included.
         features : Tensor [num_frames, d], optional
             A feature vector per frame, from which segments are found.
         segments : LongTensor [num_frames], optional
@@ -134,56 +177,79 @@ class AdaTPPruner(nn.Module):
             Relevance of each frame to the text; without it no segment is salient.
         prior : Tensor [num_frames, positions], optional
             Factor on every token's score (``algorithm.md``, step 5).
+        padding : int, optional
+            How many of the first tokens are padding. What of it no row needs any more is dropped with the first
+            stage. Mask it with `key_mask`, too.
         batch_size : int
+            Copies of the one prompt.
         device : torch.device or str
             Where the decoder runs.
 
         Raises
         ------
         TypeError, ValueError
-            For malformed arguments, an unreachable FLOPs target, or a prompt with no text after its
-            last visual token to score with.
+            For malformed arguments, an unreachable FLOPs target, a prompt with no text after its last visual token
+            to score with, or rows that cannot be brought to one length.
         """
-        if not isinstance(layout, VisualLayout):
-            raise TypeError(f"layout: expected a VisualLayout, got {type(layout).__name__}")
+        alone = isinstance(layout, VisualLayout)
+        given = {"features": features, "segments": segments, "relevance": relevance, "prior": prior}
+        rows = _rows_of(alone, layout, **given, padding=padding)
         if (features is None) == (segments is None):
             raise ValueError("features, segments: expected exactly one of the two")
         if segments is None:
-            assert features is not None
-            segments = segment_frames(features, self.config.segment_threshold)
-        frames = check_segments(segments)
+            rows["segments"] = [segment_frames(row, self.config.segment_threshold) for row in rows["features"]]
+        frames = tuple(check_segments(row) for row in rows["segments"])
         integer("length", length, low=1)
-        integer("batch_size", batch_size, low=1)
-        salient = None if relevance is None else salient_segments(frames, relevance)
-        plan = make_plan(self.config, layout, frames, salient, **self.decoder)
-        segment_ids, positions = layout.table(frames, length)
-        first, last = layout.key_range
-        if last == length and self.config.score == "attention":
+        if integer("batch_size", batch_size, low=1) != 1 and not alone:
+            raise ValueError(f"batch_size: expected 1 where every row has a layout of its own, got {batch_size}")
+        batch = Batch(tuple(rows["layout"]), length, tuple(count or 0 for count in rows["padding"]))
+        if self.config.score == "attention" and 0 in batch.tails:
             raise ValueError(
-                f"length: no text token follows the last visual token (number {last - 1}), so there is no row to score with"
+                f"length: no text token follows the last visual token (number {length - 1}), so there is no row to score with"
             )
+        salient = [
+            None if row is None else salient_segments(of, row)
+            for of, row in zip(frames, rows["relevance"], strict=True)
+        ]
+        plans = make_plans(self.config, batch.layouts, frames, salient, surplus=batch.surplus, **self.decoder)
+        segment_ids, positions = batch.table(frames)
 
         # A stage that drops nothing need not run. All budgets go to the device in one copy.
-        totals = [len(layout), *(stage.total for stage in plan.stages)]
-        stages = [stage for stage, before in zip(plan.stages, totals, strict=False) if stage.total < before]
-        budgets = torch.tensor([stage.budgets for stage in stages], dtype=torch.int64).to(device)
-        tokens = {"kept": torch.arange(length), "segments": segment_ids, "positions": positions}
+        lengths = [batch.length_with(stage.total - batch.surplus[0]) for stage in plans[0].stages]
+        running = [i for i, left in enumerate(lengths) if left < ([length, *lengths])[i]]
+        budgets = torch.tensor(
+            [batch.budgets([plan.stages[i].budgets for plan in plans]) for i in running], dtype=torch.int64
+        ).to(device)
+        tokens = {"kept": torch.arange(length)[None], "segments": segment_ids, "positions": positions}
         if prior is not None:
-            tokens["prior"] = _prior_row(prior, layout, length)
-        tokens = {name: row.to(device).expand(batch_size, -1) for name, row in tokens.items()}
+            tokens["prior"] = torch.stack(
+                [_prior_row(row, of, length) for row, of in zip(rows["prior"], batch.layouts, strict=True)]
+            )
+        size = batch_size if alone else len(frames)
+        tokens = {name: row.to(device).expand(size, -1) for name, row in tokens.items()}
         if self.config.score == "random":
             # Drawn on the host, so that every device sees the same numbers, and here, so that no stage waits.
             generator = torch.Generator().manual_seed(self.config.seed)
-            tokens["scores"] = torch.rand(batch_size, length, generator=generator).to(device)
+            tokens["scores"] = torch.rand(size, length, generator=generator).to(device)
+        asking = batch.asking()
         return PruningState(
-            plan=plan,
-            segments_per_frame=frames,
-            salient=() if salient is None else tuple(salient.nonzero()[:, 0].tolist()),
+            plans=plans,
+            segments=frames,
+            salient_segments=tuple(() if flags is None else tuple(flags.nonzero()[:, 0].tolist()) for flags in salient),
             length=length,
-            key_range=(first, last),
-            num_visual=len(layout),
-            num_positions=int(layout.position.max()) + 1,
-            _remaining=tuple(zip(stages, budgets, strict=True)),
+            key_range=(batch.first_column, length - min(batch.tails)),
+            num_positions=batch.num_positions,
+            _batch=batch,
+            _asking=None if asking is None else asking.to(device),
+            _remaining=tuple(
+                _Step(
+                    plans[0].stages[i],
+                    limits if len(frames) > 1 else limits[0],
+                    lengths[i],
+                    (batch.first_column_left, lengths[i] - min(batch.tails)),
+                )
+                for i, limits in zip(running, budgets, strict=True)
+            ),
             _tokens=tokens,
         )
 
@@ -256,18 +322,18 @@ class AdaTPPruner(nn.Module):
             )
         checks.row_tensors(query, lse, None)
         axes = checks.token_dims(tensors, dims)
-        stage, budgets = state._remaining[0]
+        step = state._remaining[0]
         first, last = state.key_range
         older = key.shape[2] - state.length
-        row = state.length - 1 if self.config.queries == "last" else last
-        row = min(row, state.length - 1)  # a baseline needs no text after the video; its scores come from elsewhere
-        num_selected = stage.total + last - first - state.num_visual
+        # From the first row's last visual token on; a baseline needs no text after it: its scores come from elsewhere.
+        asking = 1 if self.config.queries == "last" else max(1, *state._batch.tails)
+        row = state.length - asking
         visual = {name: values[:, first:last] for name, values in state._tokens.items()}
-        indices, moved = ops.prune(
+        _, moved = ops.prune(
             query[:, :, row:],
             key,
             [*tensors, *state._tokens.values()],
-            stage,
+            step.stage,
             dims=[*axes, *[1] * len(state._tokens)],
             segments=visual["segments"],
             positions=visual["positions"],
@@ -277,35 +343,61 @@ class AdaTPPruner(nn.Module):
             scale=scale,
             lse=None if lse is None else lse[:, :, row:],
             key_mask=key_mask,
-            query_mask=None if key_mask is None else key_mask[:, older + row :],  # a padded token asks nothing, either
-            scores=_even_stride(visual["segments"], stage, state)
+            query_mask=_both(
+                None if key_mask is None else key_mask[:, older + row :],  # a padded token asks nothing, either
+                None if state._asking is None else state._asking[:, -asking:],
+            ),
+            scores=_even_stride(
+                visual["segments"], step.budgets, max(len(plan.stages[0].budgets) for plan in state.plans)
+            )
             if self.config.score == "uniform"
             else visual.get("scores"),
             dedup=self.config.spatial_dedup,
             soft_weight=self.config.soft_weight,
             prior=visual.get("prior"),
-            budgets=budgets,
-            num_selected=num_selected,
+            budgets=step.budgets,
+            num_selected=last - first - (state.length - step.length),
             num_positions=state.num_positions,
             backend=self.config.backend,
             on_phase=on_phase,
         )
         following = replace(
             state,
-            length=indices.shape[1],
-            key_range=(first, first + num_selected),
-            num_visual=stage.total,
+            length=step.length,
+            key_range=step.key_range,
             _remaining=state._remaining[1:],
             _tokens=dict(zip(state._tokens, moved[len(tensors) :], strict=True)),
         )
         return following, moved[: len(tensors)]
 
 
-def _even_stride(segments: Tensor, stage: Stage, state: PruningState) -> Tensor:
+def _rows_of(alone: bool, layout: Any, **arguments: Any) -> dict[str, list[Any]]:
+    """Every argument as a list with an entry per row, and None for what is absent."""
+    layouts = [layout] if alone else layout
+    if not isinstance(layouts, Sequence) or not layouts or not all(isinstance(row, VisualLayout) for row in layouts):
+        raise TypeError(f"layout: expected a VisualLayout, or one for each row, got {type(layout).__name__}")
+    rows = {"layout": list(layouts)}
+    for name, value in arguments.items():
+        if value is None:
+            rows[name] = [None] * len(layouts)
+        elif alone:
+            rows[name] = [value]
+        elif not isinstance(value, Sequence) or len(value) != len(layouts):
+            raise ValueError(f"{name}: expected a sequence with an entry for each of the {len(layouts)} rows")
+        else:
+            rows[name] = list(value)
+    return rows
+
+
+def _both(first: Tensor | None, second: Tensor | None) -> Tensor | None:
+    return second if first is None else first if second is None else first & second
+
+
+def _even_stride(segments: Tensor, budgets: Tensor, num_segments: int) -> Tensor:
     """Scores of the baseline "uniform": of n visual tokens, k ones where the integer part of o·k/n steps up."""
-    ordinal = (segments >= 0).long().cumsum(1)
-    steps = ordinal * stage.total // state.num_visual - (ordinal - 1) * stage.total // state.num_visual
-    return steps.float()
+    visual = (segments >= 0) & (segments < num_segments)  # padding that is to go has the number after the last
+    ordinal, kept, among = visual.long().cumsum(1), budgets.sum(-1, keepdim=True), visual.sum(1, keepdim=True)
+    return (ordinal * kept // among - (ordinal - 1) * kept // among).float()
 
 
 def _prior_row(prior: Tensor, layout: VisualLayout, length: int) -> Tensor:

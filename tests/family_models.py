@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import torch
+import torch.nn.functional as F
 import transformers
 
 IMAGE, VIDEO, VISION_START, VISION_END = 290, 291, 292, 293
@@ -36,16 +37,17 @@ def _llava_next_video():
     )  # fmt: skip
 
 
-def _llava_onevision():
+def _llava_onevision(layers=LAYERS, image_size=28, use_head=False, spread=0.1):
     vision = {
         "model_type": "siglip_vision_model",
         **VISION,
-        "image_size": 28,
+        "image_size": image_size,
         "patch_size": 7,
-        "vision_use_head": False,
+        "vision_use_head": use_head,
     }
+    text = {**TEXT, "num_hidden_layers": layers, "initializer_range": spread}
     return transformers.LlavaOnevisionForConditionalGeneration, transformers.LlavaOnevisionConfig(
-        text_config={"model_type": "qwen2", **TEXT},
+        text_config={"model_type": "qwen2", **text},
         vision_config=vision,
         image_token_index=IMAGE,
         video_token_index=VIDEO,
@@ -122,10 +124,10 @@ BUILDERS = {
 }
 
 
-def build(family, attention="sdpa", *, seed=0):
+def build(family, attention="sdpa", *, seed=0, **options):
     """A model of a family with random weights, float32, on the CPU."""
     torch.manual_seed(seed)
-    kind, config = BUILDERS[family]()
+    kind, config = BUILDERS[family](**options)
     model = kind._from_config(config, attn_implementation="sdpa").eval()
     if attention != "sdpa":
         model.set_attn_implementation({"text_config": attention})
@@ -135,14 +137,17 @@ def build(family, attention="sdpa", *, seed=0):
     return model
 
 
-def prompt(family, frames=6, *, shots=3, seed=0, before=(1, 5, 6), after=(7, 8, 9, 10, 11)):
+def prompt(family, frames=6, *, shots=3, seed=0, size=28, before=(1, 5, 6), after=(7, 8, 9, 10, 11)):
     """A prompt with a video of several shots; frames of one shot differ a little."""
     generator = torch.Generator().manual_seed(seed)
-    scene = torch.randn(shots, 3, 28, 28, generator=generator)
-    pixels = scene[torch.arange(frames) * shots // frames] + 0.1 * torch.randn(frames, 3, 28, 28, generator=generator)
+    scene = torch.randn(shots, 3, size, size, generator=generator)
+    pixels = scene[torch.arange(frames) * shots // frames] + 0.1 * torch.randn(
+        frames, 3, size, size, generator=generator
+    )
     extra = {}
     if family == "llava_onevision":
-        video, extra["pixel_values_videos"] = [VIDEO] * (frames * CELLS + 1), pixels[None]
+        side = -(-(size // 7) // 2)
+        video, extra["pixel_values_videos"] = [VIDEO] * (frames * side * side + 1), pixels[None]
     elif family == "llava_next_video":
         video, extra["pixel_values_videos"] = [VIDEO] * (frames * CELLS), pixels[None]
     elif family == "internvl":
@@ -169,6 +174,28 @@ def prompt(family, frames=6, *, shots=3, seed=0, before=(1, 5, 6), after=(7, 8, 
     if family.startswith("qwen"):
         extra["mm_token_type_ids"] = 2 * (ids == VIDEO).int()
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids), **extra}
+
+
+ALONG_TOKENS = ("input_ids", "attention_mask", "mm_token_type_ids")
+
+
+def batch_of(prompts):
+    """Prompts as one batch, padded on the left."""
+    longest = max(one["input_ids"].shape[1] for one in prompts)
+    return {
+        name: torch.cat(
+            [
+                F.pad(one[name], (longest - one[name].shape[1], 0)) if name in ALONG_TOKENS else one[name]
+                for one in prompts
+            ]
+        )
+        for name in prompts[0]
+    }
+
+
+def joined(prompts):
+    """Prompts one after the other, as a single one."""
+    return {name: torch.cat([one[name] for one in prompts], 1 if name in ALONG_TOKENS else 0) for name in prompts[0]}
 
 
 def _patches(pixels, pictures):

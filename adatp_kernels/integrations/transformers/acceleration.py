@@ -16,14 +16,18 @@ from adatp_kernels.config import AdaTPConfig
 from adatp_kernels.integrations.transformers import families
 from adatp_kernels.integrations.transformers.cache import PrunedLayer, check_cache, mask_of
 from adatp_kernels.integrations.transformers.prefill import VideoPrefill
-from adatp_kernels.integrations.transformers.relevance import check_relevance, frame_relevance, is_pair
+from adatp_kernels.integrations.transformers.relevance import by_row, check_relevance, frame_relevance, is_pair
 from adatp_kernels.integrations.transformers.report import PromptRecord, Report
 from adatp_kernels.integrations.transformers.tap import AttentionTap
 from adatp_kernels.pruner import AdaTPPruner
 
 
 def accelerate(
-    model: nn.Module, config: AdaTPConfig | None = None, *, relevance: Any = None, question: str | None = None
+    model: nn.Module,
+    config: AdaTPConfig | None = None,
+    *,
+    relevance: Any = None,
+    question: str | list[str] | None = None,
 ) -> Acceleration:
     """Prune the visual tokens of every video prompt that `model` reads, until removed.
 
@@ -36,8 +40,9 @@ def accelerate(
         The method as published by default.
     relevance : Tensor [num_frames], or (SiglipModel, tokenizer), optional
         How relevant each frame is to the question, or the pair that finds out; without it no segment
-        is salient. May be changed between prompts: ``run.relevance = ...``.
-    question : str, optional
+        is salient. Of a batch, the frames of all its prompts in order. May be changed between prompts:
+        ``run.relevance = ...``.
+    question : str, or a list with one per prompt of a batch, optional
         The question in words, for the pair. May be changed between prompts: ``run.question = ...``.
 
     Returns
@@ -76,7 +81,7 @@ class Acceleration:
         As given to `accelerate`; may be changed between prompts.
     """
 
-    def __init__(self, model: nn.Module, config: AdaTPConfig, relevance: Any, question: str | None) -> None:
+    def __init__(self, model: nn.Module, config: AdaTPConfig, relevance: Any, question: str | list[str] | None) -> None:
         self._family = families.find(model)
         if not isinstance(config, AdaTPConfig):
             raise TypeError(f"config: expected an AdaTPConfig, got {type(config).__name__}")
@@ -146,18 +151,25 @@ class Acceleration:
         self._handles, self._seen, self._uncached_ids = [], {}, None
         self._forget()
 
-    def report(self) -> Report:
+    def report(self, row: int = 0) -> Report:
         """What the last video prompt cost. On CUDA this waits for the device.
+
+        Parameters
+        ----------
+        row : int
+            Which prompt of a batch.
 
         Raises
         ------
         RuntimeError
             If no video prompt has run yet.
+        ValueError
+            If the batch had fewer rows.
         """
         if self._last is None:
             raise RuntimeError("report: no video prompt has run yet under this acceleration")
         return self._last.report(
-            **{name: width for name, width in self._pruner.decoder.items() if name != "num_layers"}
+            row, **{name: width for name, width in self._pruner.decoder.items() if name != "num_layers"}
         )
 
     # The hooks, in the order in which they fire.
@@ -270,21 +282,21 @@ class Acceleration:
             self._shared_mask = (mask, held.columns, mask_of(held, mask))
         return args, {**kwargs, "attention_mask": self._shared_mask[2]}
 
-    def _frames(self, hidden: Tensor) -> tuple[Tensor, Tensor]:
-        """What stands for the videos' frames, pixels if the family shows them, and their features [num_frames, d]."""
+    def _frames(self, hidden: Tensor) -> tuple[list[Tensor], list[Tensor]]:
+        """Of each row what stands for the videos' frames, pixels if the family shows them, and their features [num_frames, d]."""
         assert self._prefill is not None
-        layout = self._prefill.layout
         if not self._family.shows_frames:
             means = self._prefill.frame_means(hidden)
             return means, means
         if not self._seen:
             raise RuntimeError("model: accelerate did not see the vision tower encode this video; let generate do it")
-        frames, count = self._seen["frames"], layout.num_frames
-        if len(frames) not in (count, count * len(hidden)):  # of one copy of the prompt, or of all
+        counts = self._prefill.num_frames
+        frames, features = by_row(self._seen["frames"], counts), by_row(self._seen["features"], counts)
+        if frames is None or features is None:
             raise ValueError(
-                f"input_ids: expected {len(frames)} frames, which the vision tower saw last, got tokens of {count}"
+                f"input_ids: expected {len(self._seen['frames'])} frames, which the vision tower saw last, got tokens of {sum(counts)}"
             )
-        return frames[:count], self._seen["features"][:count]
+        return frames, features
 
     def _before_attention(self, number: int, module: nn.Module, args: tuple[Any, ...]) -> None:
         if self._prefill is not None and self._prefill.next_layer == number:

@@ -87,12 +87,11 @@ class CompactedLayer(DynamicLayer):
         self.dropped = 0
 
     @classmethod
-    def of(cls, layer: DynamicLayer) -> CompactedLayer:
-        """`layer` if it is one already, else a new one that holds the same tensors."""
-        if isinstance(layer, cls):
-            return layer
+    def of(cls, layer: DynamicLayer, dropped: int) -> CompactedLayer:
+        """A layer with the tensors of `layer`, from which so many more tokens were `dropped`."""
         new = cls()
         new.__dict__.update(layer.__dict__)
+        new.dropped += dropped
         return new
 
     def get_seq_length(self) -> int:
@@ -136,12 +135,9 @@ def columns_held(layer: Any, past: int, kept: Tensor) -> Tensor:
     return torch.cat([*old, kept + past], dim=1)
 
 
-def physical_length(cache: Any, number: int) -> int:
-    """Entries that layer `number` of `cache` really holds."""
-    layers = [] if cache is None else cache.layers
-    if number >= len(layers) or not layers[number].is_initialized:
-        return 0
-    return layers[number].keys.shape[-2]
+def columns_before(cache: Any) -> int:
+    """Columns that masks have for what `cache` holds already."""
+    return 0 if cache is None or not cache.layers else cache.layers[0].get_mask_sizes(0)[0]
 
 
 def check_cache(cache: Any) -> None:

@@ -10,99 +10,116 @@ from torch import Tensor
 from adatp_kernels.integrations.transformers.cache import (
     CompactedLayer,
     PrunedLayer,
+    columns_before,
     columns_held,
-    physical_length,
     take_columns,
     take_rows,
 )
 from adatp_kernels.integrations.transformers.families.base import Videos
 from adatp_kernels.integrations.transformers.report import PhaseClock, PromptRecord
 from adatp_kernels.integrations.transformers.tap import Seen
+from adatp_kernels.layout import VisualLayout
 from adatp_kernels.ops.dispatch import last_used
 from adatp_kernels.pruner import AdaTPPruner, PruningState
 from adatp_kernels.segments import segment_frames
 
 
 class VideoPrefill:
-    """Prunes one prompt while it passes through the decoder.
+    """Prunes a batch of prompts while it passes through the decoder.
 
     Attributes
     ----------
     arguments : dict
         What the model was called with.
-    videos : Videos
+    videos : list of Videos
+        Of each row.
     """
 
-    def __init__(self, pruner: AdaTPPruner, arguments: dict[str, Any], videos: Videos) -> None:
-        self.pruner, self.arguments, self.videos, self.layout = pruner, arguments, videos, videos.layout
+    def __init__(self, pruner: AdaTPPruner, arguments: dict[str, Any], videos: list[Videos]) -> None:
+        self.pruner, self.arguments, self.videos = pruner, arguments, videos
         self.state: PruningState | None = None
         self.entered: list[int] = []
         self.survivors: list[tuple[int, Tensor]] = []
-        padding = arguments.get("attention_mask")
-        if padding is not None and (not isinstance(padding, Tensor) or padding.dim() != 2):
+        given = arguments.get("attention_mask")
+        if given is not None and (not isinstance(given, Tensor) or given.dim() != 2):
             raise ValueError("attention_mask: accelerate supports a padding mask of shape [B, N], not a mask per row")
         # Read once on the host, before the decoder runs: without padding no mask has to travel.
-        self.padding = None if padding is None or bool(padding.all()) else padding.bool()
-        if self.padding is not None and not bool(self.padding[:, -1].all()):
-            raise ValueError("attention_mask: accelerate supports padding on the left; the last token is padding")
-        if self.padding is not None and not bool((self.padding == self.padding[0]).all()):
-            raise ValueError(
-                "attention_mask: accelerate prunes copies of one prompt together, got rows with different padding"
-            )
-        if self.padding is not None and pruner.config.compact_cache:
-            raise ValueError("compact_cache: True is not supported for a prompt with padding; use compact_cache=False")
+        self.key_mask = None if given is None or bool(given.all()) else given.bool()
+        self.padding = [0] * len(videos)  # of each row's prompt, how many tokens come before it
+        if self.key_mask is not None:
+            real = self.key_mask[:, -arguments["input_ids"].shape[1] :]
+            if not bool(real[:, -1].all()):
+                raise ValueError("attention_mask: accelerate supports padding on the left; the last token is padding")
+            self.padding = real.long().argmax(1).tolist()
 
     @property
     def next_layer(self) -> int | None:
         """The layer whose query and key are needed next."""
         return None if self.state is None else self.state.next_layer
 
-    def frame_means(self, hidden: Tensor) -> Tensor:
-        """The mean of every frame's visual features as the decoder gets them, of the first copy: [num_frames, D] in float32."""
-        features = hidden[0, self.layout.index.to(hidden.device)].float()
-        sizes = self.layout.frame.bincount().tolist()
-        # Not an index_add, which on a GPU adds in any order.
-        if len(set(sizes)) == 1:
-            return features.view(len(sizes), sizes[0], -1).mean(1)
-        return torch.stack([frame.mean(0) for frame in features.split(sizes)])
+    @property
+    def num_frames(self) -> list[int]:
+        """Frames of each row's videos."""
+        return [sum(row.frames) for row in self.videos]
 
-    def begin(self, hidden: Tensor, kwargs: dict[str, Any], features: Tensor, relevance: Tensor | None) -> None:
+    def frame_means(self, hidden: Tensor) -> list[Tensor]:
+        """The mean of every frame's visual features as the decoder gets them: for each row [num_frames, D] in float32."""
+        means = []
+        for tokens, videos in zip(hidden, self.videos, strict=True):
+            features = tokens[videos.layout.index.to(hidden.device)].float()
+            sizes = videos.layout.frame.bincount().tolist()
+            # Not an index_add, which on a GPU adds in any order.
+            if len(set(sizes)) == 1:
+                means.append(features.view(len(sizes), sizes[0], -1).mean(1))
+            else:
+                means.append(torch.stack([frame.mean(0) for frame in features.split(sizes)]))
+        return means
+
+    def begin(
+        self, hidden: Tensor, kwargs: dict[str, Any], features: list[Tensor], relevance: list[Tensor | None]
+    ) -> None:
         """At the first decoder layer: segments and plan.
 
         Parameters
         ----------
         hidden, kwargs
             The layer's input [B, T, D] and keyword arguments.
-        features : Tensor [num_frames, d]
-        relevance : Tensor [num_frames], optional
+        features : list of Tensor [num_frames, d]
+            Of each row.
+        relevance : list of Tensor [num_frames] or None
+            Of each row.
         """
-        if len(hidden) > 1 and bool((hidden - hidden[:1]).norm() > 1e-2 * hidden.norm()):
-            raise ValueError(
-                f"input_ids: accelerate prunes one prompt at a time so far, got a batch of {len(hidden)} with different videos; copies "
-                "of one prompt, as num_beams and num_return_sequences make them, are supported"
-            )
-        self.cache = kwargs.get("past_key_values")
-        self.past = physical_length(self.cache, 0)
-        if self.padding is not None:
-            self.padding = self.padding[:, -hidden.shape[1] - self.past :]
+        self.cache: Any = kwargs.get("past_key_values")
+        self.past = columns_before(self.cache)
+        if self.key_mask is not None:
+            self.key_mask = self.key_mask[:, -hidden.shape[1] - self.past :]
         self.rotary: tuple[Tensor, ...] = tuple(kwargs["position_embeddings"])
         self.clock = PhaseClock(hidden.device)
-        self.state = self.pruner.begin(
-            self.layout,
-            hidden.shape[1],
-            segments=self._segments(features),
-            relevance=relevance,
-            batch_size=hidden.shape[0],
-            device=hidden.device,
-        )
+        layouts = [row.layout for row in self.videos]
+        segments = [self._segments(row, frames) for row, frames in zip(self.videos, features, strict=True)]
+        length, device = hidden.shape[1], hidden.device
+        if _alike(layouts, segments, relevance, self.padding):
+            self.state = self.pruner.begin(
+                layouts[0],
+                length,
+                segments=segments[0],
+                relevance=relevance[0],
+                padding=self.padding[0],
+                batch_size=len(hidden),
+                device=device,
+            )
+        else:
+            self.state = self.pruner.begin(
+                layouts, length, segments=segments, relevance=relevance, padding=self.padding, device=device
+            )
         self.columns: dict[int, Tensor] = {}  # of every layer that holds a part: which columns
         self._of_layers_alike: tuple[Any, ...] = ()
 
-    def _segments(self, features: Tensor) -> Tensor:
-        """Segment of each frame; none goes from one video into the next."""
+    def _segments(self, videos: Videos, features: Tensor) -> Tensor:
+        """Segment of each frame, on the host; none goes from one video into the next."""
         segments: list[Tensor] = []
-        for frames in features.split(self.videos.frames):
-            own = segment_frames(frames, self.pruner.config.segment_threshold)
+        for frames in features.split(videos.frames):
+            own = segment_frames(frames, self.pruner.config.segment_threshold).cpu()
             segments.append(own + 1 + segments[-1][-1] if segments else own)
         return torch.cat(segments)
 
@@ -130,12 +147,11 @@ class VideoPrefill:
     def after_layer(self, number: int, hidden: Tensor, seen: Seen) -> Tensor:
         """Prune after a layer that scored; returns the hidden states that go on."""
         assert self.state is not None
-        older = seen.key.shape[2] - hidden.shape[1]
-        layers = self._compacted_layers(number)
         # Of a cache, only this prompt's tokens are pruned; what earlier turns left stays.
+        layers = self._layers_to_compact(number)
         entries = [entry for layer in layers for entry in (layer.keys, layer.values)]
-        travelling = [hidden, *self.rotary, *(entry[:, :, older:] for entry in entries)]
-        key_mask = self.padding
+        travelling = [hidden, *self.rotary, *(entry[:, :, entry.shape[2] - hidden.shape[1] :] for entry in entries)]
+        key_mask = self.key_mask
         if key_mask is not None and number in self.columns:
             key_mask = take_columns(key_mask, self.columns[number])
         self.clock.start()
@@ -152,13 +168,14 @@ class VideoPrefill:
             on_phase=self.clock.phase_done,
         )
         self.survivors.append((number, self.state.kept))
-        hidden, self.rotary = moved[0], moved[1 : 1 + len(self.rotary)]
         compacted = iter(moved[1 + len(self.rotary) :])
         for layer in layers:
+            older = layer.keys.shape[2] - hidden.shape[1]
             keys, values = next(compacted), next(compacted)
             layer.keys = torch.cat([layer.keys[:, :, :older], keys], dim=2) if older else keys
             layer.values = torch.cat([layer.values[:, :, :older], values], dim=2) if older else values
-        return hidden
+        self.rotary = moved[1 : 1 + len(self.rotary)]
+        return moved[0]
 
     def finish(self) -> PromptRecord:
         """After the last layer: tell the cache what it holds, and what is worth remembering of the prompt.
@@ -178,27 +195,43 @@ class VideoPrefill:
                 f"model: {missed} not seen by accelerate, so the prompt was not pruned as planned. A compiled model and "
                 "attention modules that do not use transformers' attention functions are not supported"
             )
-        length = self.entered[0]
-        if self.cache is not None and self.pruner.config.compact_cache:
-            for layer in self._compacted_layers(len(self.cache.layers) - 1):
-                layer.dropped += length - self.state.length
-        elif self.cache is not None:
-            for number, columns in self.columns.items():
-                self.cache.layers[number] = PrunedLayer.of(self.cache.layers[number], columns, self.past + length)
+        if self.cache is not None:
+            self._tell_cache(self.entered[0])
         return PromptRecord(
-            plan=self.state.plan,
-            layout=self.layout,
-            segments=tuple(self.state.segments_per_frame.tolist()),
-            salient=self.state.salient,
+            state=self.state,
+            layouts=tuple(row.layout for row in self.videos),
             entered=tuple(self.entered),
             survivors=tuple(self.survivors),
             clock=self.clock,
             backends=last_used(),
         )
 
-    def _compacted_layers(self, last: int) -> list[CompactedLayer]:
-        """The cache layers up to `last`, made compactable, if the cache is to be compacted."""
-        if self.cache is None or not self.pruner.config.compact_cache:
-            return []
-        self.cache.layers[: last + 1] = [CompactedLayer.of(layer) for layer in self.cache.layers[: last + 1]]
-        return self.cache.layers[: last + 1]
+    def _layers_to_compact(self, last: int) -> list[Any]:
+        """The cache layers up to `last`, if the cache is to be compacted."""
+        return self.cache.layers[: last + 1] if self.cache is not None and self.pruner.config.compact_cache else []
+
+    def _tell_cache(self, length: int) -> None:
+        """Let every layer of the cache know which of the prompt's `length` columns it holds."""
+        assert self.state is not None
+        layers, kept = self.cache.layers, self.state.kept
+        if self.pruner.config.compact_cache:
+            if self.key_mask is None and not any(isinstance(layer, PrunedLayer) for layer in layers):
+                layers[:] = [CompactedLayer.of(layer, length - self.state.length) for layer in layers]
+                return
+            # With padding the rows' masks differ, so every layer has to know its columns.
+            self.columns = {number: columns_held(layer, self.past, kept) for number, layer in enumerate(layers)}
+        for number, columns in self.columns.items():
+            layers[number] = PrunedLayer.of(layers[number], columns, self.past + length)
+
+
+def _alike(layouts: list[VisualLayout], *others: list[Any]) -> bool:
+    """Whether all rows have the same layout and the same of everything else: copies of one prompt."""
+
+    def same(a: Any, b: Any) -> bool:
+        return a.equal(b) if isinstance(a, Tensor) and isinstance(b, Tensor) else a is b or a == b
+
+    first = layouts[0]
+    return all(
+        same(row.index, first.index) and same(row.frame, first.frame) and same(row.position, first.position)
+        for row in layouts
+    ) and all(same(value, values[0]) for values in others for value in values)

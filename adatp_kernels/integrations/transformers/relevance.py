@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 
-def check_relevance(relevance: Any, question: str | None) -> None:
+def check_relevance(relevance: Any, question: str | list[str] | None) -> None:
     """Raise unless `relevance` is None, per-frame scores, or a pair of a SiglipModel and its tokenizer."""
     if relevance is None or isinstance(relevance, Tensor) or _is_numbers(relevance):
         return
@@ -23,9 +23,11 @@ def check_relevance(relevance: Any, question: str | None) -> None:
         raise TypeError(f"relevance: expected a SiglipModel first, got {type(siglip).__name__}")
     if not callable(tokenizer):
         raise TypeError(f"relevance: expected a tokenizer second, got {type(tokenizer).__name__}")
-    if not isinstance(question, str) or not question:
+    questions = question if isinstance(question, list) else [question]
+    if not questions or not all(isinstance(text, str) and text for text in questions):
         raise ValueError(
-            "question: relevance by a SiglipModel needs the question as a string: accelerate(..., question=...)"
+            "question: relevance by a SiglipModel needs the question as a string, or one for each prompt of a batch: "
+            "accelerate(..., question=...)"
         )
 
 
@@ -38,26 +40,45 @@ def is_pair(relevance: Any) -> bool:
     return isinstance(relevance, tuple) and not _is_numbers(relevance)
 
 
-def frame_relevance(relevance: Any, question: str | None, frames: Tensor) -> Tensor | None:
-    """Relevance of each frame [num_frames], or None.
+def by_row(values: Tensor, frames: list[int]) -> list[Tensor] | None:
+    """`values`, one for each frame, shared out to rows with so many `frames`; None if they do not fit.
+
+    Where every prompt comes as several copies in a row, as beams do, the frames of one of them are enough.
+    """
+    copies, rest = divmod(sum(frames), len(values))
+    if rest or copies < 1 or len(frames) % copies or sum(frames[::copies]) != len(values):
+        return None
+    return [part for part in values.split(frames[::copies]) for _ in range(copies)]
+
+
+def frame_relevance(relevance: Any, question: str | list[str] | None, frames: list[Tensor]) -> list[Tensor | None]:
+    """Of each row of the batch, the relevance of each frame [num_frames], or None.
 
     Parameters
     ----------
     relevance, question
         As `check_relevance` let them pass.
-    frames : Tensor [num_frames, 3, H, W]
-        As the model's vision tower sees them; they are resized where SigLIP wants another size.
+    frames : list of Tensor [num_frames, 3, H, W]
+        Of each row, as the model's vision tower sees them; they are resized where SigLIP wants another size.
     """
     if relevance is None:
-        return None
+        return [None] * len(frames)
     if is_pair(relevance):
-        return siglip_relevance(relevance[0], relevance[1], frames, question or "")
+        texts = question if isinstance(question, list) else [question or ""] * len(frames)
+        if len(frames) % len(texts):
+            raise ValueError(f"question: expected one, or one for each of the {len(frames)} prompts, got {len(texts)}")
+        copies = len(frames) // len(texts)
+        siglip, tokenizer = relevance
+        return [siglip_relevance(siglip, tokenizer, row, texts[number // copies]) for number, row in enumerate(frames)]
     scores = torch.as_tensor(relevance)
-    if list(scores.shape) != [len(frames)]:
+    counts = [len(row) for row in frames]
+    rows = by_row(scores, counts) if scores.dim() == 1 and len(scores) else None
+    if rows is None:
         raise ValueError(
-            f"relevance: expected one score for each of the video's {len(frames)} frames, got shape {list(scores.shape)}"
+            f"relevance: expected one score for each of the video's {' + '.join(str(n) for n in counts)} frames, got shape "
+            f"{list(scores.shape)}"
         )
-    return scores
+    return list(rows)
 
 
 @torch.no_grad()

@@ -8,8 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from adatp_kernels.errors import integer
 from adatp_kernels.layout import VisualLayout
 from adatp_kernels.plan import PruningPlan, flops_ratio
+from adatp_kernels.pruner import PruningState
 
 PHASES = ("score", "select", "compact")
 
@@ -55,42 +57,56 @@ class PhaseClock:
 
 @dataclass(frozen=True, eq=False)
 class PromptRecord:
-    """What is remembered of a prompt that ran; nothing of the size of its pixels or its cache.
+    """What is remembered of a batch of prompts that ran; nothing of the size of its pixels or its cache.
 
     Attributes
     ----------
+    state : PruningState
+        As the last stage left it.
+    layouts : tuple of VisualLayout
+        Of each row.
     entered : tuple of int
-        Tokens that entered each layer, text included.
+        Tokens that entered each layer, text and padding included.
     survivors : tuple of (int, LongTensor [B, n])
     clock : PhaseClock
-    plan, layout, segments, salient, backends
+    backends : dict of str to str
         As in `Report`.
     """
 
-    plan: PruningPlan
-    layout: VisualLayout
-    segments: tuple[int, ...]
-    salient: tuple[int, ...]
+    state: PruningState
+    layouts: tuple[VisualLayout, ...]
     entered: tuple[int, ...]
     survivors: tuple[tuple[int, Tensor], ...]
     clock: PhaseClock
     backends: dict[str, str]
 
-    def report(self, *, hidden_size: int, key_width: int, mlp_width: int) -> Report:
-        """The report, for a decoder of these widths. On CUDA this waits for the device."""
-        text_tokens = self.entered[0] - len(self.layout)
-        actual = tuple(entered - text_tokens for entered in self.entered)
+    def report(self, row: int, *, hidden_size: int, key_width: int, mlp_width: int) -> Report:
+        """The report of one row, for a decoder of these widths. On CUDA this waits for the device."""
+        if not 0 <= integer("row", row, low=0) < len(self.layouts):
+            raise ValueError(f"row: expected one of the batch's {len(self.layouts)} rows, from 0, got {row}")
+        layout, state = self.layouts[row], self.state
+        prompt = row if len(state.plans) > 1 else 0  # of copies there is one plan
+        plan, segments, salient = state.plans[prompt], state.segments[prompt], state.salient_segments[prompt]
+        survivors = tuple((layer, kept[row].cpu()) for layer, kept in self.survivors)
+        actual = []
+        for number, entered in enumerate(self.entered):
+            left = [kept for layer, kept in survivors if layer < number]
+            # Text, and padding that was not dropped yet.
+            others = (
+                len(left[-1]) - int(torch.isin(left[-1], layout.index).sum()) if left else self.entered[0] - len(layout)
+            )
+            actual.append(entered - others)
         return Report(
-            plan=self.plan,
-            layout=self.layout,
-            segments=self.segments,
-            salient=self.salient,
-            text_tokens=text_tokens,
-            planned_tokens=self.plan.tokens_per_layer,
-            actual_tokens=actual,
-            planned_flops_ratio=self.plan.flops_ratio,
+            plan=plan,
+            layout=layout,
+            segments=tuple(segments.tolist()),
+            salient=salient,
+            text_tokens=state.text_tokens[prompt],
+            planned_tokens=plan.tokens_per_layer,
+            actual_tokens=tuple(actual),
+            planned_flops_ratio=plan.flops_ratio,
             actual_flops_ratio=flops_ratio(actual, hidden_size=hidden_size, key_width=key_width, mlp_width=mlp_width),
-            survivors=tuple((layer, kept[0].cpu()) for layer, kept in self.survivors),
+            survivors=survivors,
             seconds=self.clock.seconds(),
             backends=self.backends,
         )
@@ -98,7 +114,7 @@ class PromptRecord:
 
 @dataclass(frozen=True, eq=False)
 class Report:
-    """The last video prompt that ran under `accelerate`; prints as a table.
+    """The last video prompt that ran under `accelerate`, or one row of its batch; prints as a table.
 
     Attributes
     ----------
@@ -109,14 +125,14 @@ class Report:
     salient : tuple of int
         Segments found relevant to the text.
     text_tokens : int
-        Tokens of the prompt that are not visual.
+        Tokens of the prompt that are neither visual nor padding.
     planned_tokens, actual_tokens : tuple of int
         Visual tokens that entered each layer.
     planned_flops_ratio, actual_flops_ratio : float
         FLOPs of the visual tokens as a share of the unpruned ones.
     survivors : tuple of (int, LongTensor [n])
-        For every stage that dropped tokens: its layer, and the prompt's tokens that were left after it,
-        text included.
+        For every stage that dropped tokens: its layer, and the columns of the row that were left after it,
+        text and padding included.
     seconds : dict of str to float
         Time in score, select and compact, all stages together.
     backends : dict of str to str

@@ -7,7 +7,8 @@ import torch
 import transformers
 from family_models import BUILDERS, CELLS, IMAGE, LAYERS, VIDEO, VISION_END, VISION_START, build, prompt
 from packaging.version import parse
-from small_models import ATTENTION, TOLERANCE, MaskedReference, generate
+from masked_reference import TOLERANCE, MaskedReference, generate, survivors_of
+from small_models import ATTENTION
 
 import adatp_kernels as adatp
 from adatp_kernels.integrations.transformers import families

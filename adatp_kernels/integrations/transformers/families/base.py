@@ -60,13 +60,20 @@ class Family:
         """The first layer after which visual tokens may go."""
         return 0
 
-    def frame_sizes(self, model: Any, arguments: dict[str, Any], count: int) -> Sequence[Sequence[int]]:
-        """How many of the prompt's `count` video tokens each frame of each video has, in order.
+    def frame_sizes(self, model: Any, arguments: dict[str, Any], counts: list[int]) -> Sequence[Sequence[int]]:
+        """How many tokens each frame of each video has, of all videos of the batch in order.
+
+        Parameters
+        ----------
+        arguments : dict
+            Of the base module's forward, and what `remember` kept.
+        counts : list of int
+            How many tokens with the frames' id each prompt of the batch holds.
 
         Raises
         ------
         ValueError
-            If the prompt's tokens cannot be those of its frames; the message names ``input_ids``. Their sum is checked.
+            If a prompt's tokens cannot be those of its frames; the message names ``input_ids``. Their sum is checked.
         """
         raise NotImplementedError(f"{type(self).__name__}.frame_sizes: say how many tokens a frame has")
 
@@ -100,18 +107,17 @@ class Family:
         encoded = arguments.get("mm_encoder_outputs") or {}
         return arguments.get(self.pixels) is not None or encoded.get(self.modality) is not None
 
-    def num_encoded(self, arguments: dict[str, Any]) -> int:
-        """How many videos of one prompt were encoded before the forward, by a newer version of transformers."""
-        encoded = len(arguments["mm_encoder_outputs"][self.modality].pooler_output)
-        return max(1, encoded // len(arguments["input_ids"]))
+    def encoded_tokens(self, arguments: dict[str, Any]) -> list[int]:
+        """How many tokens each video became that a newer version of transformers encoded before the forward."""
+        return [len(video) for video in arguments["mm_encoder_outputs"][self.modality].pooler_output]
 
-    def videos(self, model: Any, arguments: dict[str, Any]) -> Videos | None:
-        """The videos in the base module's `arguments`; None without one.
+    def videos(self, model: Any, arguments: dict[str, Any]) -> list[Videos] | None:
+        """The videos of each prompt in the base module's `arguments`; None without one.
 
         Raises
         ------
         ValueError
-            If the prompt cannot be pruned.
+            If the prompts cannot be pruned.
         """
         ids = arguments.get("input_ids")
         if not self.has_video(arguments):
@@ -126,45 +132,72 @@ class Family:
             raise ValueError(
                 "input_ids: accelerate finds the visual tokens by their ids, so a prompt with a video cannot come as inputs_embeds"
             )
-        rows = len(ids)
-        if rows > 1 and not bool((ids == ids[0]).all()):
+        places = [row.nonzero()[:, 0] for row in (ids == self.token_id(model)).cpu()]
+        counts = [len(row) for row in places]
+        if 0 in counts:
             raise ValueError(
-                f"input_ids: accelerate prunes one prompt at a time so far, got a batch of {rows} different ones; copies of one, "
-                "as num_beams and num_return_sequences make them, are supported"
+                f"input_ids: row {counts.index(0)} of the batch has no video, but others have; run prompts without one by themselves"
             )
-        index = (ids[0] == self.token_id(model)).nonzero()[:, 0].cpu()
-        videos = self.frame_sizes(model, arguments, len(index))
-        if len(videos) == rows:  # every copy of the prompt came with one of its video
-            videos = videos[:1]
-        expected = sum(sum(sizes) + self.after for sizes in videos)
-        if expected != len(index):
+        videos = list(self.frame_sizes(model, arguments, counts))
+        # Of copies of a prompt, as beams are, newer versions of transformers encode the video once.
+        tokens = sum(sum(sizes) + self.after for sizes in videos)
+        copies = (
+            sum(counts) // tokens
+            if tokens and sum(counts) % tokens == 0 and len(ids) % (sum(counts) // tokens) == 0
+            else 1
+        )
+        rows: list[Videos] = []
+        for row in range(0, len(ids), copies):
+            mine = self._next_videos(row, videos, counts[row])
+            rows += [_layout(mine, index, self.after) for index in places[row : row + copies]]
+            del videos[: len(mine)]
+        if videos:
             raise ValueError(
-                f"input_ids: expected {expected} video tokens for {' + '.join(str(len(sizes)) for sizes in videos)} frames, got "
-                f"{len(index)}. Chunked prefill (prefill_chunk_size) is not supported"
+                f"input_ids: expected more video tokens, for {len(videos)} videos that no prompt of the batch has, got {counts}"
             )
-        every = torch.tensor([size for sizes in videos for size in sizes])
-        frame = torch.arange(len(every)).repeat_interleave(every)
-        position = torch.arange(len(frame)) - (every.cumsum(0) - every)[frame]
-        lengths = torch.tensor([sum(sizes) for sizes in videos])
-        video = torch.arange(len(videos)).repeat_interleave(lengths)
-        place = torch.arange(len(frame)) + self.after * video  # among the tokens with the frames' id
-        return Videos(VisualLayout(index[place], frame, position), tuple(len(sizes) for sizes in videos))
+        return rows
+
+    def _next_videos(self, row: int, videos: list[Sequence[int]], count: int) -> list[Sequence[int]]:
+        """The first of `videos` whose tokens are `count` together."""
+        sums = [0]
+        for sizes in videos:
+            sums.append(sums[-1] + sum(sizes) + self.after)
+        if count not in sums[1:]:
+            upto = next((number for number, total in enumerate(sums) if total > count), len(videos))
+            frames = " + ".join(str(len(sizes)) for sizes in videos[:upto])
+            raise ValueError(
+                f"input_ids: expected {sums[upto]} video tokens for {frames or 'no'} frames in row {row}, got {count}. Chunked prefill "
+                "(prefill_chunk_size) is not supported"
+            )
+        return videos[: sums.index(count)]
 
 
-def frames_of_equal_size(count: int, cells: int, videos: int = 1) -> list[list[int]]:
-    """`count` tokens as frames of `cells`, as many as there are, in videos of equal length.
+def _layout(videos: Sequence[Sequence[int]], index: Tensor, after: int) -> Videos:
+    """The layout of `videos` with these sizes of frames, whose tokens, and `after` more of each, stand at `index`."""
+    every = torch.tensor([size for sizes in videos for size in sizes])
+    frame = torch.arange(len(every)).repeat_interleave(every)
+    position = torch.arange(len(frame)) - (every.cumsum(0) - every)[frame]
+    lengths = torch.tensor([sum(sizes) for sizes in videos])
+    video = torch.arange(len(videos)).repeat_interleave(lengths)
+    place = torch.arange(len(frame)) + after * video  # among the tokens with the frames' id
+    return Videos(VisualLayout(index[place], frame, position), tuple(len(sizes) for sizes in videos))
+
+
+def frames_of_equal_size(counts: Sequence[int], cells: int) -> list[list[int]]:
+    """Each prompt's tokens as one video of frames of `cells`, as many as there are.
 
     Raises
     ------
     ValueError
         If they are not whole frames.
     """
-    if count < cells * videos or count % (cells * videos):
-        raise ValueError(
-            f"input_ids: expected a number of frames × {cells} video tokens, got {count}. Chunked prefill "
-            "(prefill_chunk_size) is not supported"
-        )
-    return [[cells] * (count // cells // videos)] * videos
+    for count in counts:
+        if count < cells or count % cells:
+            raise ValueError(
+                f"input_ids: expected a number of frames × {cells} video tokens, got {count}. Chunked prefill "
+                "(prefill_chunk_size) is not supported"
+            )
+    return [[cells] * (count // cells) for count in counts]
 
 
 def frames_of_grids(grids: Tensor, merged: Sequence[int]) -> list[list[int]]:

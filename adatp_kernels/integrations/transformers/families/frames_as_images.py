@@ -17,8 +17,8 @@ class InternVL(Family):
     def token_id(self, model: Any) -> int:
         return model.config.image_token_id
 
-    def frame_sizes(self, model: Any, arguments: dict[str, Any], count: int) -> list[list[int]]:
-        return frames_of_equal_size(count, self._cells(model))
+    def frame_sizes(self, model: Any, arguments: dict[str, Any], counts: list[int]) -> list[list[int]]:
+        return frames_of_equal_size(counts, self._cells(model))
 
     def _cells(self, model: Any) -> int:
         return model.config.image_seq_length

@@ -12,10 +12,10 @@ class LlavaNextVideo(Family):
 
     model_type = "llava_next_video"
 
-    def frame_sizes(self, model: Any, arguments: dict[str, Any], count: int) -> list[list[int]]:
+    def frame_sizes(self, model: Any, arguments: dict[str, Any], counts: list[int]) -> list[list[int]]:
         vision = model.config.vision_config
         side = vision.image_size // vision.patch_size // model.config.spatial_pool_stride
         pixels = arguments.get(self.pixels)
         if pixels is None:
-            return frames_of_equal_size(count, side * side, self.num_encoded(arguments))
+            return frames_of_equal_size(self.encoded_tokens(arguments), side * side)
         return [[side * side] * pixels.shape[1]] * len(pixels)

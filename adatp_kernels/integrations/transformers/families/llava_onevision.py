@@ -24,11 +24,10 @@ class LlavaOnevision(Family):
         """How many video tokens the prompt of a video of `num_frames` frames holds."""
         return num_frames * self._cells(model) + self.after
 
-    def frame_sizes(self, model: Any, arguments: dict[str, Any], count: int) -> list[list[int]]:
+    def frame_sizes(self, model: Any, arguments: dict[str, Any], counts: list[int]) -> list[list[int]]:
         pixels, cells = arguments.get(self.pixels), self._cells(model)
         if pixels is None:
-            videos = self.num_encoded(arguments)
-            return frames_of_equal_size(count - self.after * videos, cells, videos)
+            return frames_of_equal_size([count - self.after for count in self.encoded_tokens(arguments)], cells)
         if pixels.dim() != 5:
             raise ValueError(f"pixel_values_videos: expected shape [videos, frames, 3, H, W], got {list(pixels.shape)}")
         return [[cells] * pixels.shape[1]] * len(pixels)

@@ -22,7 +22,7 @@ class Qwen2VL(Family):
     ) -> dict[str, Any]:
         return {"video_grid_thw": kwargs["grid_thw"]}
 
-    def frame_sizes(self, model: Any, arguments: dict[str, Any], count: int) -> list[list[int]]:
+    def frame_sizes(self, model: Any, arguments: dict[str, Any], counts: list[int]) -> list[list[int]]:
         grids = arguments["video_grid_thw"]
         return frames_of_grids(grids, [model.config.vision_config.spatial_merge_size**2] * len(grids))
 

@@ -22,6 +22,6 @@ class VideoLlama3(Family):
     ) -> dict[str, Any]:
         return {"video_grid_thw": kwargs["grid_thw"], "video_merge_sizes": kwargs["merge_sizes"]}
 
-    def frame_sizes(self, model: Any, arguments: dict[str, Any], count: int) -> list[list[int]]:
+    def frame_sizes(self, model: Any, arguments: dict[str, Any], counts: list[int]) -> list[list[int]]:
         merged = [size**2 for size in arguments["video_merge_sizes"].tolist()]
         return frames_of_grids(arguments["video_grid_thw"], merged)

@@ -1,0 +1,133 @@
+"""A batch of prompts that are pruned together: padded on the left to one length, before every stage and after it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+
+import torch
+from torch import Tensor
+
+from adatp_kernels.errors import integer
+from adatp_kernels.layout import VisualLayout
+
+
+@dataclass(frozen=True, eq=False)
+class Batch:
+    """Prompts of any videos and texts in the rows of one tensor (``algorithm.md``, "The plan": dense batches).
+
+    All rows keep one total of visual tokens, and the row with the longest text needs no padding beside them. A row
+    whose text is shorter by d keeps d columns of its padding, or, if its video was too long to be padded so much,
+    that many more visual tokens than the others: its surplus.
+
+    Attributes
+    ----------
+    layouts : tuple of VisualLayout
+        One per row.
+    length : int
+        Columns of the batch.
+    padding : tuple of int
+        How many columns of each row, its first ones, are padding.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If a row's padding does not leave its video whole.
+    """
+
+    layouts: tuple[VisualLayout, ...]
+    length: int
+    padding: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        for row, (layout, count) in enumerate(zip(self.layouts, self.padding, strict=True)):
+            first, last = layout.key_range
+            if integer(f"padding[{row}]", count, low=0) > first:
+                raise ValueError(f"padding: row {row} has its first visual token at {first}, got {count} of padding")
+            if last > self.length:
+                raise ValueError(f"length: the last visual token is number {last - 1}, got a sequence of {self.length}")
+
+    @cached_property
+    def texts(self) -> tuple[int, ...]:
+        """Text tokens of each row."""
+        return tuple(
+            self.length - count - len(layout) for layout, count in zip(self.layouts, self.padding, strict=True)
+        )
+
+    @cached_property
+    def kept_padding(self) -> tuple[int, ...]:
+        """Of each row's padding, how much stays."""
+        longest = max(self.texts)
+        return tuple(min(count, longest - text) for count, text in zip(self.padding, self.texts, strict=True))
+
+    @cached_property
+    def surplus(self) -> tuple[int, ...]:
+        """How many visual tokens each row keeps above the total of all."""
+        longest = max(self.texts)
+        return tuple(longest - text - kept for text, kept in zip(self.texts, self.kept_padding, strict=True))
+
+    @cached_property
+    def tails(self) -> tuple[int, ...]:
+        """Columns after the last visual token of each row; no stage changes them."""
+        return tuple(self.length - layout.key_range[1] for layout in self.layouts)
+
+    @property
+    def num_positions(self) -> int:
+        """More than any position."""
+        return max(int(layout.position.max()) for layout in self.layouts) + 1
+
+    @property
+    def first_column(self) -> int:
+        """The first column that may be dropped, as the prompts come in."""
+        if self.kept_padding != self.padding:
+            return 0
+        return min(layout.key_range[0] for layout in self.layouts)
+
+    @property
+    def first_column_left(self) -> int:
+        """The same once a stage has dropped the padding that does not stay."""
+        dropped = (count - kept for count, kept in zip(self.padding, self.kept_padding, strict=True))
+        return min(layout.key_range[0] - gone for layout, gone in zip(self.layouts, dropped, strict=True))
+
+    def length_with(self, total: int) -> int:
+        """Columns that are left when the rows keep `total` visual tokens each, beside their surplus."""
+        return max(self.texts) + total
+
+    def budgets(self, budgets: Sequence[Sequence[int]]) -> list[list[int]]:
+        """Every row's budgets of one stage, as long as those of the row with most segments, and 0 for padding."""
+        longest = max(len(row) for row in budgets) + (self.kept_padding != self.padding)
+        return [[*row, *[0] * (longest - len(row))] for row in budgets]
+
+    def table(self, segments: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
+        """Segment and position of every column, −1 where it always stays.
+
+        Parameters
+        ----------
+        segments : sequence of LongTensor [num_frames]
+            Of each row, the segment of each frame. Padding that is to go has a segment after the last of all rows.
+
+        Returns
+        -------
+        (LongTensor [B, length], LongTensor [B, length])
+        """
+        padding = max(int(frames[-1]) for frames in segments) + 1
+        rows = [layout.table(frames, self.length) for layout, frames in zip(self.layouts, segments, strict=True)]
+        for (segment, position), count, kept in zip(rows, self.padding, self.kept_padding, strict=True):
+            segment[: count - kept] = padding
+            position[: count - kept] = 0
+        segment, position = (torch.stack(parts) for parts in zip(*rows, strict=True))
+        return segment, position
+
+    def asking(self) -> Tensor | None:
+        """Which of the columns behind the first row's last visual token come after their own row's.
+
+        Returns
+        -------
+        BoolTensor [B, max(tails)] or None
+            None if all of them do.
+        """
+        most = max(self.tails)
+        if min(self.tails) == most:
+            return None
+        return torch.arange(most) >= most - torch.tensor(self.tails)[:, None]
