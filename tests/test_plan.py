@@ -8,7 +8,8 @@ from hypothesis import example, given, reject
 from hypothesis import strategies as st
 
 from adatp_kernels import AdaTPConfig, PruningPlan, Stage, VisualLayout, make_plan, visual_flops
-from adatp_kernels.plan import allocate, flops_ratio
+from adatp_kernels.allocation import allocate
+from adatp_kernels.plan import flops_ratio, make_plans
 
 LLAVA = {"hidden_size": 3584, "key_width": 512, "mlp_width": 18944}
 SMALL = {"hidden_size": 64, "key_width": 32, "mlp_width": 256}
@@ -339,3 +340,35 @@ def test_plans_are_frozen():
         plan.capped = True
     with pytest.raises(dataclasses.FrozenInstanceError):
         plan.stages[0].total = 0
+
+
+def test_plans_of_a_batch_share_the_smallest_total():
+    config = AdaTPConfig(target_flops=0.5, stages=(1, 2))
+    layouts = [VisualLayout.grid(4, 9, 3), VisualLayout.grid(4, 9, 3), VisualLayout.grid(6, 9, 1)]
+    segments = [torch.tensor([0, 0, 1, 1]), torch.tensor([0, 0, 0, 0]), torch.tensor([0, 1, 2, 3, 4, 5])]
+    alone = [make_plan(config, *row, num_layers=8, **SMALL) for row in zip(layouts, segments, strict=True)]
+    surplus = [0, 0, 2]
+    plans = make_plans(config, layouts, segments, [None] * 3, surplus=surplus, num_layers=8, **SMALL)
+    for i in range(2):
+        least = min(9, *(plan.stages[i].total for plan in alone))  # the still video has nine cells
+        assert [plan.stages[i].total for plan in plans] == [least, least, least + 2]
+        assert [sum(plan.stages[i].budgets) for plan in plans] == [least, least, least + 2]
+    assert [plan.shared for plan in plans] == [True, False, True]
+    assert plans[1] == alone[1]
+    for plan in plans:
+        assert plan.tokens_per_layer[2:4] == (plan.stages[0].total, plan.stages[1].total)
+        assert plan.flops_ratio == flops_ratio(plan.tokens_per_layer, **SMALL)
+        assert all(b <= a for a, b in zip(plan.stages[0].budgets, plan.stages[1].budgets, strict=True))
+
+
+def test_a_surplus_takes_its_room_from_the_others():
+    """A row that keeps more by 5, and may keep 9, leaves 4 for all."""
+    layouts = [VisualLayout.grid(4, 9, 3)] * 2
+    segments = [torch.tensor([0, 0, 1, 1]), torch.tensor([0, 0, 0, 0])]
+    config = AdaTPConfig(target_flops=0.9, stages=(1, 2))
+    plans = make_plans(config, layouts, segments, [None] * 2, surplus=[0, 5], num_layers=8, **SMALL)
+    assert [[stage.total for stage in plan.stages] for plan in plans] == [[4, 4], [9, 9]]
+    with pytest.raises(
+        ValueError, match="padding: .*row 1 has to keep 9 visual tokens more than the others, of 9 it may"
+    ):
+        make_plans(config, layouts, segments, [None] * 2, surplus=[0, 9], num_layers=8, **SMALL)

@@ -1,5 +1,6 @@
 """A decoder loop with the pruner, against the operations one by one and against the whole sequence."""
 
+import dataclasses
 import itertools
 import math
 
@@ -13,13 +14,14 @@ from pruner_inputs import (
     KV_HEADS,
     SEGMENTS,
     STAMPED,
+    TWO_STAGES,
     Decoder,
     prompt,
     pruner_of,
     rotary,
 )
 
-from adatp_kernels import AdaTPConfig
+from adatp_kernels import AdaTPConfig, VisualLayout
 from adatp_kernels.ops import column_sums, gather, select
 
 
@@ -88,6 +90,65 @@ def test_a_batch_is_its_rows():
         one, out_one, _ = decoder(hidden[row : row + 1], pruner, pruner.begin(GRID, 57, segments=SEGMENTS))
         assert one[-1].kept.equal(both[-1].kept[row : row + 1])
         torch.testing.assert_close(out_one, out[row : row + 1], rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("queries", ["text", "last"])
+def test_a_batch_of_different_prompts_is_its_rows(queries):
+    """Five columns of padding before the first; the second has less text before its video, and more after it."""
+    config = dataclasses.replace(TWO_STAGES, queries=queries)
+    pruner, decoder = pruner_of(config), Decoder()
+    first, second = prompt(57), prompt(62, seed=2)
+    prior = torch.rand(6, 8, generator=torch.Generator().manual_seed(3)) + 0.5
+    other = VisualLayout.grid(6, 8, start=2)
+    rows = [
+        (first, GRID, SEGMENTS, torch.tensor([0, 0, 1, 1, 1, 0.0]), prior),
+        (second, other, torch.tensor([0, 1, 1, 1, 2, 3]), torch.tensor([1.0, 0, 0, 0, 0, 0]), prior.flip(0)),
+    ]
+    alone = []
+    for hidden, layout, segments, relevance, factor in rows:
+        begun = pruner.begin(layout, hidden.shape[1], segments=segments, relevance=relevance, prior=factor)
+        alone.append((begun, *decoder(hidden, pruner, begun)))
+
+    shifted = VisualLayout(GRID.index + 5, GRID.frame, GRID.position)
+    segments, relevance, factors = ([row[i] for row in rows] for i in (2, 3, 4))
+    state = pruner.begin([shifted, other], 62, segments=segments, relevance=relevance, prior=factors, padding=[5, 0])
+    assert state.plans == tuple(begun.plan for begun, *_ in alone)
+    assert state.salient_segments == ((1,), (0,)) and state.text_tokens == (9, 14)
+    assert [row.tolist() for row in state.segments] == [row.tolist() for row in segments]
+    hidden = torch.cat([torch.nn.functional.pad(first, (0, 0, 5, 0)), second])
+    states, out, _ = decoder(hidden, pruner, state, key_mask=torch.arange(62) >= torch.tensor([[5], [0]]))
+    kept = states[-1].kept
+    assert states[-1].length == 14 + 12 and states[-1].key_range == (2, 21)
+    assert kept[0].tolist() == [*range(5), *(alone[0][1][-1].kept[0] + 5).tolist()]
+    assert kept[1].equal(alone[1][1][-1].kept[0])
+    # Five places further on, rotary angles round differently.
+    torch.testing.assert_close(out[0, 5:], alone[0][2][0], rtol=0, atol=5e-3)
+    torch.testing.assert_close(out[1], alone[1][2][0], rtol=1e-4, atol=1e-4)
+
+
+def test_padding_beside_a_short_video_goes_with_the_first_stage():
+    """Rows of 16 and 48 visual tokens keep 8 and 4; the padding is gone at once, but for three columns beside more text."""
+    config = AdaTPConfig(target_flops=None, stages=(1, 3), schedule=(0.5, 0.25), spatial_dedup="off")
+    pruner = pruner_of(config)
+    short, long = VisualLayout.grid(2, 8, start=36), VisualLayout.grid(6, 8, start=4)
+    state = pruner.begin(
+        [short, long], 57, segments=[torch.tensor([0, 1]), torch.zeros(6, dtype=torch.int64)], padding=[35, 0]
+    )
+    assert state.key_range == (0, 52) and state.text_tokens == (6, 9)
+    key_mask = torch.arange(57) >= torch.tensor([[35], [0]])
+    for total, layer in ((8, 1), (4, 3)):
+        assert state.next_layer == layer
+        generator = torch.Generator().manual_seed(layer)
+        query = torch.randn(2, 4, state.length, DIM, generator=generator)
+        key = torch.randn(2, 2, state.length, DIM, generator=generator)
+        state, (key_mask,) = pruner(state, query, key, (key_mask,), dims=1, key_mask=key_mask)
+        assert state.length == 9 + total and state.num_visual == total
+        assert key_mask.sum(1).tolist() == [6 + total, 9 + total]
+        assert state.key_range == (4, 4 + total)
+        kept = [set(row.tolist()) for row in state.kept]
+        assert kept[0] >= {35, *range(52, 57)} and kept[1] >= {*range(4), *range(52, 57)}
+        assert len(kept[0] & set(range(35))) == 3 and len(kept[0] & set(range(36, 52))) == total
+    assert state.next_layer is None
 
 
 def test_the_state_that_was_given_stays_as_it_was():

@@ -66,6 +66,32 @@ def test_begin_mistakes(changes, argument):
 @pytest.mark.parametrize(
     ("changes", "argument"),
     [
+        ({"layout": []}, "layout"),
+        ({"layout": [GRID, None]}, "layout"),
+        ({"layout": [GRID] * 3}, "segments"),
+        ({"segments": SEGMENTS}, "segments"),
+        ({"segments": [SEGMENTS, SEGMENTS[:5]]}, "segments"),
+        ({"relevance": torch.ones(6)}, "relevance"),
+        ({"relevance": [torch.ones(6)] * 3}, "relevance"),
+        ({"prior": [torch.ones(6, 8)]}, "prior"),
+        ({"padding": 2}, "padding"),
+        ({"padding": [2]}, "padding"),
+        ({"padding": [2, 5]}, "padding"),  # into the video
+        ({"padding": [2, -1]}, "padding"),
+        ({"batch_size": 2}, "batch_size"),
+        ({"length": 52}, "length"),
+    ],
+)
+def test_begin_mistakes_with_a_batch(changes, argument):
+    good = {"layout": [GRID, GRID], "length": 57, "segments": [SEGMENTS, SEGMENTS], "padding": [0, 1]}
+    pruner_of().begin(**good)
+    with names(argument):
+        pruner_of().begin(**(good | changes))
+
+
+@pytest.mark.parametrize(
+    ("changes", "argument"),
+    [
         ({"state": None}, "state"),
         ({"query": None}, "query"),
         ({"query": torch.ones(2, 4, 56, DIM)}, "query"),

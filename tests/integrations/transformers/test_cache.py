@@ -31,10 +31,8 @@ def pruned():
 
 def test_compacted_layer_counts_logically_and_holds_physically():
     layer = filled(5)
-    compacted = CompactedLayer.of(layer)
+    compacted = CompactedLayer.of(CompactedLayer.of(layer, 3), 4)
     assert compacted.keys is layer.keys
-    assert CompactedLayer.of(compacted) is compacted
-    compacted.dropped = 7
     assert compacted.get_seq_length() == 12
     assert compacted.get_mask_sizes(3) == (8, 7)
     compacted.update(torch.randn(1, 2, 1, 4), torch.randn(1, 2, 1, 4))
