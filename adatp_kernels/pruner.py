@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
 from adatp_kernels import ops
@@ -90,6 +91,11 @@ class PruningState:
         return self.salient_segments[0]
 
     @property
+    def num_segments(self) -> int:
+        """The most that a prompt has."""
+        return max(len(plan.stages[0].budgets) for plan in self.plans)
+
+    @property
     def text_tokens(self) -> tuple[int, ...]:
         """Tokens of each prompt that are neither visual nor padding."""
         return self._batch.texts
@@ -110,7 +116,10 @@ class AdaTPPruner(nn.Module):
     ----------
     config : AdaTPConfig
     num_layers, hidden_size, key_width, mlp_width : int
-        The decoder; see `visual_flops`.
+        The decoder; see `visual_flops`. All of it, also where tensor parallelism shards its heads.
+    group : torch.distributed.ProcessGroup, optional
+        The ranks over which the attention heads are sharded, equally many on each. Scores are then averaged over them,
+        one small all-reduce a stage, so that every rank keeps the same tokens.
 
     Examples
     --------
@@ -125,7 +134,14 @@ class AdaTPPruner(nn.Module):
     """
 
     def __init__(
-        self, config: AdaTPConfig, *, num_layers: int, hidden_size: int, key_width: int, mlp_width: int
+        self,
+        config: AdaTPConfig,
+        *,
+        num_layers: int,
+        hidden_size: int,
+        key_width: int,
+        mlp_width: int,
+        group: Any = None,
     ) -> None:
         super().__init__()
         if not isinstance(config, AdaTPConfig):
@@ -140,6 +156,9 @@ class AdaTPPruner(nn.Module):
         for name, value in self.decoder.items():
             integer(name, value, low=1)
         config.stage_layers(num_layers)
+        if group is not None and not (dist.is_available() and isinstance(group, dist.ProcessGroup)):
+            raise TypeError(f"group: expected a torch.distributed.ProcessGroup, got {type(group).__name__}")
+        self.group = group
 
     def extra_repr(self) -> str:
         """What `print` shows between the brackets."""
@@ -329,6 +348,26 @@ class AdaTPPruner(nn.Module):
         asking = 1 if self.config.queries == "last" else max(1, *state._batch.tails)
         row = state.length - asking
         visual = {name: values[:, first:last] for name, values in state._tokens.items()}
+        scores = visual.get("scores")
+        if self.config.score == "uniform":
+            scores = _even_stride(visual["segments"], step.budgets, state.num_segments)
+        scoring: dict[str, Any] = {
+            "query_start": older + row,
+            "key_range": (older + first, older + last),
+            "scale": scale,
+            "lse": None if lse is None else lse[:, :, row:],
+            "key_mask": key_mask,
+            # A padded token asks nothing, and none asks that comes before its row's last visual token.
+            "query_mask": _both(
+                None if key_mask is None else key_mask[:, older + row :],
+                None if state._asking is None else state._asking[:, -asking:],
+            ),
+            "backend": self.config.backend,
+        }
+        if scores is None and self.group is not None:
+            scores = ops.column_sums(query[:, :, row:], key, **scoring)
+            dist.all_reduce(scores, group=self.group)
+            scores /= dist.get_world_size(self.group)
         _, moved = ops.prune(
             query[:, :, row:],
             key,
@@ -337,29 +376,16 @@ class AdaTPPruner(nn.Module):
             dims=[*axes, *[1] * len(state._tokens)],
             segments=visual["segments"],
             positions=visual["positions"],
-            query_start=older + row,
-            key_range=(older + first, older + last),
             sequence_start=older,
-            scale=scale,
-            lse=None if lse is None else lse[:, :, row:],
-            key_mask=key_mask,
-            query_mask=_both(
-                None if key_mask is None else key_mask[:, older + row :],  # a padded token asks nothing, either
-                None if state._asking is None else state._asking[:, -asking:],
-            ),
-            scores=_even_stride(
-                visual["segments"], step.budgets, max(len(plan.stages[0].budgets) for plan in state.plans)
-            )
-            if self.config.score == "uniform"
-            else visual.get("scores"),
+            scores=scores,
             dedup=self.config.spatial_dedup,
             soft_weight=self.config.soft_weight,
             prior=visual.get("prior"),
             budgets=step.budgets,
             num_selected=last - first - (state.length - step.length),
             num_positions=state.num_positions,
-            backend=self.config.backend,
             on_phase=on_phase,
+            **scoring,
         )
         following = replace(
             state,

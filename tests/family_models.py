@@ -128,11 +128,16 @@ def build(family, attention="sdpa", *, seed=0, **options):
     """A model of a family with random weights, float32, on the CPU."""
     torch.manual_seed(seed)
     kind, config = BUILDERS[family](**options)
-    model = kind._from_config(config, attn_implementation="sdpa").eval()
-    if attention != "sdpa":
-        model.set_attn_implementation({"text_config": attention})
+    return for_tests(kind._from_config(config, attn_implementation="sdpa"), attention)
+
+
+def for_tests(model, attention):
+    """The model with this attention in its decoder, ready to generate as long as it is told to."""
+    model.eval()
+    model.set_attn_implementation({"text_config": attention})
     model.generation_config.pad_token_id = 0
     model.generation_config.eos_token_id = None
+    # A random model might write them, and mean nothing by it.
     model.generation_config.suppress_tokens = [IMAGE, VIDEO, VISION_START, VISION_END]
     return model
 

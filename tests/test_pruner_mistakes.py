@@ -159,3 +159,8 @@ def test_the_configs_backend_runs(monkeypatch):
     state = pruner.begin(FLAT, 10, segments=torch.tensor([0]))
     with pytest.raises(RuntimeError, match="^backend: 'triton' cannot run"):
         pruner(state, *scripted([0.0] * 8, 10, 1), (), dims=1)
+
+
+def test_a_group_is_a_process_group():
+    with pytest.raises(TypeError, match=r"^group: expected a torch.distributed.ProcessGroup, got str"):
+        AdaTPPruner(TWO_STAGES, num_layers=LAYERS, **WIDTHS, group="world")

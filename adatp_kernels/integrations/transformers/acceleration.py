@@ -107,6 +107,7 @@ class Acceleration:
             hidden_size=text.hidden_size,
             key_width=text.num_key_value_heads * head_dim,
             mlp_width=text.intermediate_size,
+            group=_tensor_parallel_group(model),
         )
         self._signature = inspect.signature(self._base.forward)
         self._prefill: VideoPrefill | None = None  # the video prompt that is passing through the decoder
@@ -319,6 +320,14 @@ class Acceleration:
         self._seen, self._thread = {}, None
         if prefill is not None and output is not None:  # None: the forward raised
             self._last = prefill.finish()
+
+
+def _tensor_parallel_group(model: Any) -> Any:
+    """The ranks over which transformers sharded the attention heads of `model` (``tp_plan``), or None."""
+    if (getattr(model, "tp_size", None) or 1) == 1:
+        return None
+    mesh = model._device_mesh  # there is no public name for it
+    return (mesh["tp"] if "tp" in (mesh.mesh_dim_names or ()) else mesh).get_group()
 
 
 def _stages_from(first: int, config: AdaTPConfig, num_layers: int) -> tuple[int, ...]:

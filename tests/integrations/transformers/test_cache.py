@@ -4,8 +4,11 @@ import copy
 
 import pytest
 import torch
+from family_models import batch_of
+from small_models import ATTENTION, LAYERS, llava_onevision, prompt
 from transformers.cache_utils import DynamicLayer
 
+import adatp_kernels as adatp
 from adatp_kernels.integrations.transformers.cache import (
     CompactedLayer,
     PrunedLayer,
@@ -109,3 +112,33 @@ def test_rows_and_columns_of_a_mask():
     picked = take_columns(take_rows(mask, rows), columns)
     assert picked.flatten().tolist() == [mask[0, 0, 0, 3], mask[0, 0, 2, 3], mask[1, 0, 1, 0], mask[1, 0, 2, 0]]
     assert take_columns(mask[:1, 0, 0], torch.tensor([[1, 2], [3, 0]])).tolist() == [[1, 2], [3, 0]]
+
+
+def bytes_of(cache):
+    """What a cache keeps alive: whole storages, for a view of a long tensor frees nothing."""
+    storages = [part.untyped_storage() for layer in cache.layers for part in (layer.keys, layer.values)]
+    return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
+
+
+@pytest.mark.parametrize("rows", [1, 3])
+@pytest.mark.parametrize("attention", ATTENTION)
+def test_a_compacted_cache_takes_the_memory_that_the_plan_predicts(attention, rows):
+    prompts = [prompt(frames=24, shots=8, seed=row, after=tuple(range(7, 12 + row))) for row in range(rows)]
+    model, inputs = llava_onevision(attention), batch_of(prompts)
+    text = model.config.text_config
+    per_token = 2 * text.num_key_value_heads * (text.hidden_size // text.num_attention_heads) * 4  # float32
+    held = {}
+    for compact in (None, False, True):
+        config = adatp.AdaTPConfig(target_flops=0.4, compact_cache=bool(compact))
+        run = adatp.accelerate(model, config)
+        if compact is None:
+            run.remove()
+        with torch.no_grad():
+            cache = model(**inputs, logits_to_keep=1).past_key_values
+        held[compact] = bytes_of(cache)
+        run.remove()
+    report = run.report(rows - 1)  # of the longest text
+    planned = rows * LAYERS * per_token * (report.text_tokens + report.plan.tokens_per_layer[-1])
+    assert held[True] == pytest.approx(planned, rel=0.05)
+    assert held[None] == rows * LAYERS * per_token * inputs["input_ids"].shape[1]
+    assert held[True] < 0.9 * held[False] < 0.9 * held[None]
