@@ -75,6 +75,17 @@ class PruningState:
         """The decoder layer after which the pruner is to be called next; None when all is done."""
         return self._remaining[0].stage.layer if self._remaining else None
 
+    def to(self, device: torch.device | str) -> PruningState:
+        """The same on another device, where the decoder goes on; itself if it is there."""
+        if self.kept.device == torch.device(device):
+            return self
+        return replace(
+            self,
+            _asking=None if self._asking is None else self._asking.to(device),
+            _remaining=tuple(replace(step, budgets=step.budgets.to(device)) for step in self._remaining),
+            _tokens={name: values.to(device) for name, values in self._tokens.items()},
+        )
+
     @property
     def plan(self) -> PruningPlan:
         """The first prompt's plan."""

@@ -9,6 +9,7 @@ from functools import partial
 from types import TracebackType
 from typing import Any, NoReturn
 
+import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
@@ -34,8 +35,9 @@ def accelerate(
     Parameters
     ----------
     model : transformers model
-        Of a supported family, with the attention implementation eager, sdpa, flash_attention_2 or
-        ``"adatp"`` (which hands its LSE to the scoring stages instead of having it recomputed).
+        Of a supported family, wrapped by PEFT or not, with the attention implementation eager, sdpa, flash_attention_2
+        or ``"adatp"`` (which hands its LSE to the scoring stages instead of having it recomputed). Compile it after this,
+        if at all.
     config : AdaTPConfig, optional
         The method as published by default.
     relevance : Tensor [num_frames], or (SiglipModel, tokenizer), optional
@@ -82,6 +84,8 @@ class Acceleration:
     """
 
     def __init__(self, model: nn.Module, config: AdaTPConfig, relevance: Any, question: str | list[str] | None) -> None:
+        unwrap: Any = getattr(model, "get_base_model", None)  # of PEFT, whose adapters are modules within the model
+        model = model if unwrap is None else unwrap()
         self._family = families.find(model)
         if not isinstance(config, AdaTPConfig):
             raise TypeError(f"config: expected an AdaTPConfig, got {type(config).__name__}")
@@ -89,6 +93,7 @@ class Acceleration:
         self._model, self._base = model, self._family.base(model)
         self._tower = self._family.vision_tower(model)
         self._check_relevance()
+        _check_not_compiled(model)
         decoder = self._family.decoder(model)
         self._layers: list[Any] = list(decoder.layers)
         _check_decoder(decoder)
@@ -208,6 +213,7 @@ class Acceleration:
                 "Let the threads take turns, or give each a model of its own"
             )
 
+    @torch.compiler.disable
     def _before_model(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._check_thread()
         self._thread = threading.get_ident()
@@ -254,6 +260,7 @@ class Acceleration:
                 )
             self._uncached_ids = ids
 
+    @torch.compiler.disable
     def _after_vision(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         self._check_thread()
         # With images in the prompt the tower runs twice; the video comes last.
@@ -261,6 +268,7 @@ class Acceleration:
         self._seen = self._family.remember(self._model, arguments, args, kwargs, output)
         self._seen_by = threading.get_ident()
 
+    @torch.compiler.disable
     def _before_layer(self, number: int, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         if self._prefill is not None:
             hidden = args[0] if args else kwargs["hidden_states"]
@@ -299,19 +307,23 @@ class Acceleration:
             )
         return frames, features
 
+    @torch.compiler.disable
     def _before_attention(self, number: int, module: nn.Module, args: tuple[Any, ...]) -> None:
         if self._prefill is not None and self._prefill.next_layer == number:
             self._taps[number].open()
 
+    @torch.compiler.disable
     def _after_attention(self, number: int, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         self._taps[number].close()
 
+    @torch.compiler.disable
     def _after_layer(self, number: int, layer: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
         seen = self._taps[number].take()
         if seen is None or self._prefill is None:
             return None
         return self._prefill.after_layer(number, output, seen)
 
+    @torch.compiler.disable
     def _after_model(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         if self._thread != threading.get_ident():  # a forward that was refused
             return
@@ -338,6 +350,20 @@ def _stages_from(first: int, config: AdaTPConfig, num_layers: int) -> tuple[int,
     if not isinstance(config.stages, str):
         raise ValueError(f"stages: in this model the first stage may be layer {first}, got {layers[0]}")
     return tuple(sorted({max(layer, first) for layer in layers}))
+
+
+def _check_not_compiled(model: nn.Module) -> None:
+    """Raise if something of `model` is compiled already: the compiled code does not look for new hooks."""
+    for name, module in model.named_modules():
+        # What torch.compile(module), module.compile() and torch.compile(module.forward) leave.
+        if (
+            hasattr(module, "_orig_mod")
+            or getattr(module, "_compiled_call_impl", None) is not None
+            or hasattr(module.forward, "_torchdynamo_orig_callable")
+        ):
+            raise ValueError(
+                f"model: {name or type(module).__name__} is compiled already; accelerate first, then compile"
+            )
 
 
 def _check_decoder(decoder: Any) -> None:

@@ -111,14 +111,14 @@ class CompactedLayer(DynamicLayer):
 
 def take_columns(mask: Tensor, columns: Tensor) -> Tensor:
     """``mask[b, …, columns[b]]`` for a mask [B, …, N]."""
-    mask = mask.expand(len(columns), *mask.shape[1:])
+    mask, columns = mask.expand(len(columns), *mask.shape[1:]), columns.to(mask.device)
     index = columns.view(len(columns), *[1] * (mask.dim() - 2), -1)
     return mask.gather(-1, index.expand(*mask.shape[:-1], -1))
 
 
 def take_rows(mask: Tensor, rows: Tensor) -> Tensor:
     """``mask[b, :, rows[b], :]`` for a mask [B, 1 or H, T, N]."""
-    mask = mask.expand(len(rows), *mask.shape[1:])
+    mask, rows = mask.expand(len(rows), *mask.shape[1:]), rows.to(mask.device)
     return mask.gather(2, rows[:, None, :, None].expand(-1, mask.shape[1], -1, mask.shape[3]))
 
 

@@ -19,6 +19,7 @@ from adatp_kernels.integrations.transformers.families.base import Videos
 from adatp_kernels.integrations.transformers.report import PhaseClock, PromptRecord
 from adatp_kernels.integrations.transformers.tap import Seen
 from adatp_kernels.layout import VisualLayout
+from adatp_kernels.ops import gather
 from adatp_kernels.ops.dispatch import last_used
 from adatp_kernels.pruner import AdaTPPruner, PruningState
 from adatp_kernels.segments import segment_frames
@@ -147,16 +148,18 @@ class VideoPrefill:
     def after_layer(self, number: int, hidden: Tensor, seen: Seen) -> Tensor:
         """Prune after a layer that scored; returns the hidden states that go on."""
         assert self.state is not None
+        device = hidden.device  # a model may be spread over several
+        state, self.rotary = self.state.to(device), tuple(part.to(device) for part in self.rotary)
         # Of a cache, only this prompt's tokens are pruned; what earlier turns left stays.
         layers = self._layers_to_compact(number)
-        entries = [entry for layer in layers for entry in (layer.keys, layer.values)]
+        entries = [entry for layer in layers if layer.keys.device == device for entry in (layer.keys, layer.values)]
         travelling = [hidden, *self.rotary, *(entry[:, :, entry.shape[2] - hidden.shape[1] :] for entry in entries)]
         key_mask = self.key_mask
         if key_mask is not None and number in self.columns:
             key_mask = take_columns(key_mask, self.columns[number])
         self.clock.start()
         self.state, moved = self.pruner(
-            self.state,
+            state,
             seen.query,
             seen.key,
             travelling,
@@ -164,16 +167,22 @@ class VideoPrefill:
             dims=[1, *((1, 2) if part.dim() == 4 else 1 for part in self.rotary), *[2] * len(entries)],
             scale=seen.scale,
             lse=seen.lse,
-            key_mask=key_mask,
+            key_mask=None if key_mask is None else key_mask.to(device),
             on_phase=self.clock.phase_done,
         )
         self.survivors.append((number, self.state.kept))
         compacted = iter(moved[1 + len(self.rotary) :])
         for layer in layers:
             older = layer.keys.shape[2] - hidden.shape[1]
-            keys, values = next(compacted), next(compacted)
-            layer.keys = torch.cat([layer.keys[:, :, :older], keys], dim=2) if older else keys
-            layer.values = torch.cat([layer.values[:, :, :older], values], dim=2) if older else values
+            if layer.keys.device == device:
+                parts: Any = (next(compacted), next(compacted))
+            else:
+                places = torch.searchsorted(state.kept, self.state.kept).to(layer.keys.device)
+                parts = gather(places, layer.keys[:, :, older:], layer.values[:, :, older:], dims=2)
+            layer.keys, layer.values = (
+                torch.cat([entry[:, :, :older], part], dim=2) if older else part
+                for entry, part in zip((layer.keys, layer.values), parts, strict=True)
+            )
         self.rotary = moved[1 : 1 + len(self.rotary)]
         return moved[0]
 
@@ -192,8 +201,8 @@ class VideoPrefill:
                 else f"the attention of layer {self.state.next_layer} was"
             )
             raise RuntimeError(
-                f"model: {missed} not seen by accelerate, so the prompt was not pruned as planned. A compiled model and "
-                "attention modules that do not use transformers' attention functions are not supported"
+                f"model: {missed} not seen by accelerate, so the prompt was not pruned as planned. A model that was compiled "
+                "before it was accelerated, and attention modules that do not use transformers' attention functions, are not supported"
             )
         if self.cache is not None:
             self._tell_cache(self.entered[0])
