@@ -51,6 +51,7 @@ def _llava_onevision(layers=LAYERS, image_size=28, use_head=False, spread=0.1):
         vision_config=vision,
         image_token_index=IMAGE,
         video_token_index=VIDEO,
+        image_grid_pinpoints=[[image_size, image_size]],
     )
 
 

@@ -14,12 +14,15 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from adatp_kernels.config import AdaTPConfig
+from adatp_kernels.errors import choice
 from adatp_kernels.integrations.transformers import families
-from adatp_kernels.integrations.transformers.cache import PrunedLayer, check_cache, mask_of
+from adatp_kernels.integrations.transformers.cache import PrunedLayer, cache_of, check_cache, mask_of
+from adatp_kernels.integrations.transformers.chunks import ChunkWatch
 from adatp_kernels.integrations.transformers.prefill import VideoPrefill
 from adatp_kernels.integrations.transformers.relevance import by_row, check_relevance, frame_relevance, is_pair
 from adatp_kernels.integrations.transformers.report import PromptRecord, Report
 from adatp_kernels.integrations.transformers.tap import AttentionTap
+from adatp_kernels.integrations.transformers.visuals import find_visuals, with_images
 from adatp_kernels.pruner import AdaTPPruner
 
 
@@ -29,6 +32,7 @@ def accelerate(
     *,
     relevance: Any = None,
     question: str | list[str] | None = None,
+    images: str = "keep",
 ) -> Acceleration:
     """Prune the visual tokens of every video prompt that `model` reads, until removed.
 
@@ -46,6 +50,9 @@ def accelerate(
         ``run.relevance = ...``.
     question : str, or a list with one per prompt of a batch, optional
         The question in words, for the pair. May be changed between prompts: ``run.question = ...``.
+    images : {"keep", "prune"}
+        Whether images, beside a video or alone, are left whole or pruned, each as a segment of its own. Where a family's
+        videos come as images, images are frames.
 
     Returns
     -------
@@ -69,7 +76,7 @@ def accelerate(
             output = model.generate(**inputs)
         print(run.report())
     """
-    return Acceleration(model, AdaTPConfig() if config is None else config, relevance, question)
+    return Acceleration(model, AdaTPConfig() if config is None else config, relevance, question, images)
 
 
 class Acceleration:
@@ -83,13 +90,16 @@ class Acceleration:
         As given to `accelerate`; may be changed between prompts.
     """
 
-    def __init__(self, model: nn.Module, config: AdaTPConfig, relevance: Any, question: str | list[str] | None) -> None:
+    def __init__(
+        self, model: nn.Module, config: AdaTPConfig, relevance: Any, question: str | list[str] | None, images: str
+    ) -> None:
         unwrap: Any = getattr(model, "get_base_model", None)  # of PEFT, whose adapters are modules within the model
         model = model if unwrap is None else unwrap()
         self._family = families.find(model)
         if not isinstance(config, AdaTPConfig):
             raise TypeError(f"config: expected an AdaTPConfig, got {type(config).__name__}")
-        self.relevance, self.question = relevance, question
+        choice("images", images, ("keep", "prune"))
+        self.relevance, self.question, self._prune_images = relevance, question, images == "prune"
         self._model, self._base = model, self._family.base(model)
         self._tower = self._family.vision_tower(model)
         self._check_relevance()
@@ -128,6 +138,7 @@ class Acceleration:
             layer: AttentionTap(self._layers[layer].self_attn) for layer in config.stage_layers(len(self._layers))
         }
         self._handles = self._attach()
+        self._chunks = ChunkWatch(model)
 
     @property
     def config(self) -> AdaTPConfig:
@@ -152,6 +163,8 @@ class Acceleration:
 
     def remove(self) -> None:
         """Leave the model exactly as it was; doing so twice is harmless."""
+        if self._handles:
+            self._chunks.remove()
         for handle in self._handles:
             handle.remove()
         self._handles, self._seen, self._uncached_ids = [], {}, None
@@ -223,15 +236,16 @@ class Acceleration:
         bound = self._signature.bind(*args, **kwargs).arguments
         arguments = {**bound.pop("kwargs", {}), **bound}
         self._check_mode(arguments)
+        self._check_chunks(arguments)
         known = {**self._seen, **{name: value for name, value in arguments.items() if value is not None}}
-        videos = self._family.videos(self._model, known)
-        if videos is None:
+        visuals = find_visuals(self._family, self._model, known, prune_images=self._prune_images)
+        if visuals is None:
             return
         if module.training:
             raise RuntimeError("model: accelerate prunes at inference only; call model.eval() first")
-        check_cache(arguments.get("past_key_values"))
+        check_cache(cache_of(arguments))
         self._check_relevance()
-        self._prefill = VideoPrefill(self._pruner, arguments, videos)
+        self._prefill = VideoPrefill(self._pruner, arguments, visuals)
 
     def _check_relevance(self) -> None:
         check_relevance(self.relevance, self.question)
@@ -240,10 +254,14 @@ class Acceleration:
                 f"relevance: a SiglipModel needs the frames' pixels, which {self._family.model_type} does not show; give one score "
                 "per frame"
             )
+        if self._prune_images and is_pair(self.relevance):
+            raise ValueError(
+                'relevance: a SiglipModel sees the frames of videos alone; with images="prune" give one score per frame'
+            )
 
     def _check_mode(self, arguments: dict[str, Any]) -> None:
         """Refuse ways of generating that would let tokens of the answer choose what is kept of the video."""
-        if not self._family.has_video(arguments):
+        if not self._family.has_video(arguments) and not (self._prune_images and self._family.has_images(arguments)):
             return
         kept_logits = arguments.get("logits_to_keep", 0)
         if not isinstance(kept_logits, int) or kept_logits not in (0, 1):
@@ -253,12 +271,27 @@ class Acceleration:
             )
         ids, before = arguments.get("input_ids"), self._uncached_ids
         self._uncached_ids = None
-        if ids is not None and arguments.get("past_key_values") is None and arguments.get("use_cache") is False:
+        if ids is not None and cache_of(arguments) is None and arguments.get("use_cache") is False:
             if before is not None and before.shape[1] + 1 == ids.shape[1] and bool((ids[:, :-1] == before).all()):
                 raise ValueError(
                     "use_cache: False would prune anew for every token of an answer; generate with a cache"
                 )
             self._uncached_ids = ids
+
+    def _check_chunks(self, arguments: dict[str, Any]) -> None:
+        """Refuse a `generate` that cuts a prompt with visual tokens into chunks."""
+        size, ids = self._chunks.size, arguments.get("input_ids")
+        if size is None or ids is None:
+            return
+        pruned = [self._family.token_id(self._model)]
+        image = self._family.image_id(self._model)
+        if self._prune_images and image is not None:
+            pruned.append(image)
+        if any(bool((ids == token).any()) for token in pruned):
+            raise ValueError(
+                "prefill_chunk_size: accelerate prunes a prompt with a video while it passes through the decoder in one forward, so "
+                f"it has to be None, got {size!r}"
+            )
 
     @torch.compiler.disable
     def _after_vision(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
@@ -278,7 +311,7 @@ class Acceleration:
                 self._prefill.begin(hidden, kwargs, features, relevance)
             return args, self._prefill.before_layer(number, hidden, kwargs)
         # A later forward on a pruned cache: the mask fits layer 0, and this layer may hold fewer columns.
-        cache, mask = kwargs.get("past_key_values"), kwargs.get("attention_mask")
+        cache, mask = cache_of(kwargs), kwargs.get("attention_mask")
         if (
             mask is None
             or cache is None
@@ -292,20 +325,23 @@ class Acceleration:
         return args, {**kwargs, "attention_mask": self._shared_mask[2]}
 
     def _frames(self, hidden: Tensor) -> tuple[list[Tensor], list[Tensor]]:
-        """Of each row what stands for the videos' frames, pixels if the family shows them, and their features [num_frames, d]."""
+        """Of each row what stands for the frames, pixels if the family shows them, and their features [num_frames, d]."""
         assert self._prefill is not None
-        if not self._family.shows_frames:
+        visuals = self._prefill.visuals
+        counts = [row.video_frames for row in visuals]
+        if not self._family.shows_frames or not any(counts):
             means = self._prefill.frame_means(hidden)
             return means, means
         if not self._seen:
             raise RuntimeError("model: accelerate did not see the vision tower encode this video; let generate do it")
-        counts = self._prefill.num_frames
         frames, features = by_row(self._seen["frames"], counts), by_row(self._seen["features"], counts)
         if frames is None or features is None:
             raise ValueError(
                 f"input_ids: expected {len(self._seen['frames'])} frames, which the vision tower saw last, got tokens of {sum(counts)}"
             )
-        return frames, features
+        return [with_images(*row) for row in zip(visuals, frames, strict=True)], [
+            with_images(*row) for row in zip(visuals, features, strict=True)
+        ]
 
     @torch.compiler.disable
     def _before_attention(self, number: int, module: nn.Module, args: tuple[Any, ...]) -> None:

@@ -140,6 +140,12 @@ def columns_before(cache: Any) -> int:
     return 0 if cache is None or not cache.layers else cache.layers[0].get_mask_sizes(0)[0]
 
 
+def cache_of(arguments: dict[str, Any]) -> Any:
+    """The cache among the arguments of a model or a layer, whose name is another from transformers 5.24 on."""
+    cache = arguments.get("cache")
+    return arguments.get("past_key_values") if cache is None else cache
+
+
 def check_cache(cache: Any) -> None:
     """Raise unless a prompt can be pruned into `cache`."""
     if cache is None:

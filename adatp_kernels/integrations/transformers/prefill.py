@@ -10,14 +10,15 @@ from torch import Tensor
 from adatp_kernels.integrations.transformers.cache import (
     CompactedLayer,
     PrunedLayer,
+    cache_of,
     columns_before,
     columns_held,
     take_columns,
     take_rows,
 )
-from adatp_kernels.integrations.transformers.families.base import Videos
 from adatp_kernels.integrations.transformers.report import PhaseClock, PromptRecord
 from adatp_kernels.integrations.transformers.tap import Seen
+from adatp_kernels.integrations.transformers.visuals import Visuals
 from adatp_kernels.layout import VisualLayout
 from adatp_kernels.ops import gather
 from adatp_kernels.ops.dispatch import last_used
@@ -32,12 +33,12 @@ class VideoPrefill:
     ----------
     arguments : dict
         What the model was called with.
-    videos : list of Videos
+    visuals : list of Visuals
         Of each row.
     """
 
-    def __init__(self, pruner: AdaTPPruner, arguments: dict[str, Any], videos: list[Videos]) -> None:
-        self.pruner, self.arguments, self.videos = pruner, arguments, videos
+    def __init__(self, pruner: AdaTPPruner, arguments: dict[str, Any], visuals: list[Visuals]) -> None:
+        self.pruner, self.arguments, self.visuals = pruner, arguments, visuals
         self.state: PruningState | None = None
         self.entered: list[int] = []
         self.survivors: list[tuple[int, Tensor]] = []
@@ -46,7 +47,7 @@ class VideoPrefill:
             raise ValueError("attention_mask: accelerate supports a padding mask of shape [B, N], not a mask per row")
         # Read once on the host, before the decoder runs: without padding no mask has to travel.
         self.key_mask = None if given is None or bool(given.all()) else given.bool()
-        self.padding = [0] * len(videos)  # of each row's prompt, how many tokens come before it
+        self.padding = [0] * len(visuals)  # of each row's prompt, how many tokens come before it
         if self.key_mask is not None:
             real = self.key_mask[:, -arguments["input_ids"].shape[1] :]
             if not bool(real[:, -1].all()):
@@ -58,17 +59,12 @@ class VideoPrefill:
         """The layer whose query and key are needed next."""
         return None if self.state is None else self.state.next_layer
 
-    @property
-    def num_frames(self) -> list[int]:
-        """Frames of each row's videos."""
-        return [sum(row.frames) for row in self.videos]
-
     def frame_means(self, hidden: Tensor) -> list[Tensor]:
         """The mean of every frame's visual features as the decoder gets them: for each row [num_frames, D] in float32."""
         means = []
-        for tokens, videos in zip(hidden, self.videos, strict=True):
-            features = tokens[videos.layout.index.to(hidden.device)].float()
-            sizes = videos.layout.frame.bincount().tolist()
+        for tokens, visuals in zip(hidden, self.visuals, strict=True):
+            features = tokens[visuals.layout.index.to(hidden.device)].float()
+            sizes = visuals.layout.frame.bincount().tolist()
             # Not an index_add, which on a GPU adds in any order.
             if len(set(sizes)) == 1:
                 means.append(features.view(len(sizes), sizes[0], -1).mean(1))
@@ -90,14 +86,14 @@ class VideoPrefill:
         relevance : list of Tensor [num_frames] or None
             Of each row.
         """
-        self.cache: Any = kwargs.get("past_key_values")
+        self.cache: Any = cache_of(kwargs)
         self.past = columns_before(self.cache)
         if self.key_mask is not None:
             self.key_mask = self.key_mask[:, -hidden.shape[1] - self.past :]
         self.rotary: tuple[Tensor, ...] = tuple(kwargs["position_embeddings"])
         self.clock = PhaseClock(hidden.device)
-        layouts = [row.layout for row in self.videos]
-        segments = [self._segments(row, frames) for row, frames in zip(self.videos, features, strict=True)]
+        layouts = [row.layout for row in self.visuals]
+        segments = [self._segments(row, frames) for row, frames in zip(self.visuals, features, strict=True)]
         length, device = hidden.shape[1], hidden.device
         if _alike(layouts, segments, relevance, self.padding):
             self.state = self.pruner.begin(
@@ -116,10 +112,10 @@ class VideoPrefill:
         self.columns: dict[int, Tensor] = {}  # of every layer that holds a part: which columns
         self._of_layers_alike: tuple[Any, ...] = ()
 
-    def _segments(self, videos: Videos, features: Tensor) -> Tensor:
-        """Segment of each frame, on the host; none goes from one video into the next."""
+    def _segments(self, visuals: Visuals, features: Tensor) -> Tensor:
+        """Segment of each frame, on the host; none goes from one video or image into the next."""
         segments: list[Tensor] = []
-        for frames in features.split(videos.frames):
+        for frames in features.split(visuals.frames):
             own = segment_frames(frames, self.pruner.config.segment_threshold).cpu()
             segments.append(own + 1 + segments[-1][-1] if segments else own)
         return torch.cat(segments)
@@ -208,7 +204,7 @@ class VideoPrefill:
             self._tell_cache(self.entered[0])
         return PromptRecord(
             state=self.state,
-            layouts=tuple(row.layout for row in self.videos),
+            layouts=tuple(row.layout for row in self.visuals),
             entered=tuple(self.entered),
             survivors=tuple(self.survivors),
             clock=self.clock,

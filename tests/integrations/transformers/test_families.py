@@ -228,6 +228,55 @@ def test_an_image_beside_a_video_is_kept_and_alone_passes_through():
     assert of_image.equal(generate(build("qwen2_vl"), alone, max_new_tokens=4)[1])
 
 
+@pytest.mark.parametrize("video", [True, False])
+def test_images_are_pruned_if_asked(video):
+    model, inputs = build("qwen2_vl"), with_an_image(prompt("qwen2_vl") if video else None, video=video)
+    with adatp.accelerate(model, CONFIG, images="prune") as run:
+        sequences, logits, _ = generate(model, inputs, max_new_tokens=6)
+    report = run.report()
+    # The image comes first, as a segment of its own.
+    assert report.segments == ((0, 1, 1, 2, 2, 3, 3) if video else (0,))
+    assert report.layout.index[:CELLS].tolist() == list(range(2, 2 + CELLS))
+    left = {*report.survivors[-1][1].tolist()} & {*range(2, 2 + CELLS)}
+    assert 1 <= len(left) < CELLS
+    expected_sequences, expected, _ = masked("qwen2_vl", inputs, report.survivors, max_new_tokens=6)
+    assert sequences.equal(expected_sequences)
+    assert (logits - expected).abs().max() <= TOLERANCE
+
+
+def test_images_between_the_videos_of_a_family_that_shows_its_frames():
+    """LLaVA-OneVision's features come from its vision tower, which sees images at another time."""
+    model, inputs = build("llava_onevision"), prompt("llava_onevision", shots=2)
+    picture = {"pixel_values": torch.randn(1, 2, 3, 28, 28), "image_sizes": torch.tensor([[28, 28]])}
+    with torch.no_grad():
+        size = len(model.model.get_image_features(**picture).pooler_output[0])
+    ids = inputs["input_ids"]
+    inputs["input_ids"] = torch.cat([ids[:, :-2], torch.full((1, size), IMAGE), ids[:, -2:]], dim=1)
+    inputs = {**inputs, **picture, "attention_mask": torch.ones_like(inputs["input_ids"])}
+    with adatp.accelerate(model, CONFIG, images="prune") as run:
+        sequences, logits, _ = generate(model, inputs, max_new_tokens=4)
+    report = run.report()
+    assert report.segments == (0, 0, 0, 1, 1, 1, 2)
+    assert report.layout.frame.bincount().tolist() == [*[CELLS] * 6, size]
+    expected_sequences, expected, _ = masked("llava_onevision", inputs, report.survivors, max_new_tokens=4)
+    assert sequences.equal(expected_sequences)
+    assert (logits - expected).abs().max() <= TOLERANCE
+    with adatp.accelerate(model, CONFIG, images="prune", relevance=[0, 0, 0, 0, 0, 0, 1]) as run:
+        generate(model, inputs, max_new_tokens=1)
+    assert run.report().salient == (2,)
+
+
+def test_refused_choices_about_images():
+    model = build("llava_onevision")
+    with pytest.raises(ValueError, match=r"images: expected one of \['keep', 'prune'\], got 'drop'"):
+        adatp.accelerate(model, CONFIG, images="drop")
+    pair = (type("Siglip", (), {"get_image_features": None, "get_text_features": None})(), print)
+    with pytest.raises(
+        ValueError, match='relevance: a SiglipModel sees the frames of videos alone; with images="prune"'
+    ):
+        adatp.accelerate(model, CONFIG, relevance=pair, question="what?", images="prune")
+
+
 def test_frames_of_different_sizes():
     """Two videos of different resolution: each frame's feature is the mean of its own tokens."""
     small, large = prompt("qwen2_vl", frames=3, shots=3, seed=0), prompt("qwen2_vl", frames=4, shots=2, seed=1)

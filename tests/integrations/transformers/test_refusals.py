@@ -5,12 +5,9 @@ import dataclasses
 
 import pytest
 import torch
-from small_models import (
-    CONFIG,
-    generate,
-    llava_onevision,
-    prompt,
-)
+from small_models import CONFIG, LAYERS, generate, llava_onevision, prompt
+from transformers import Cache, DynamicCache, StaticCache
+from transformers.cache_utils import QuantizedLayer
 
 import adatp_kernels as adatp
 from adatp_kernels.integrations.transformers.cache import CompactedLayer
@@ -30,22 +27,14 @@ def test_refusals_name_what_is_wrong():
             generate(model, without)
         with pytest.raises(ValueError, match="pixel_values_videos: input_ids hold video tokens"):
             model(**{name: tensor for name, tensor in inputs.items() if name != "pixel_values_videos"})
-        with pytest.raises(ValueError, match=r"past_key_values: .*StaticLayer"):
-            generate(model, inputs, cache_implementation="static", disable_compile=True)
-        with pytest.raises(ValueError, match=r"past_key_values: an offloaded cache"):
-            generate(model, inputs, cache_implementation="offloaded")
         with pytest.raises(ValueError, match=r"input_ids: expected .* video tokens"):
             generate(model, {**inputs, "input_ids": inputs["input_ids"][:, :-9]})
         with pytest.raises(ValueError, match="input_ids: expected more video tokens, for 1 videos"):
             model(**{**inputs, "pixel_values_videos": twice["pixel_values_videos"]})
         with pytest.raises(ValueError, match="inputs_embeds"):
             model(inputs_embeds=torch.randn(1, inputs["input_ids"].shape[1], 64), **embeddings)
-        with pytest.raises(ValueError, match=r"logits_to_keep: .*Assisted decoding"):
-            generate(model, prompt(after=(7, 8, 9, 7, 8)), prompt_lookup_num_tokens=3)
         with pytest.raises(ValueError, match=r"logits_to_keep: .*tensor"):
             model(**inputs, logits_to_keep=torch.tensor([5]))
-        with pytest.raises(ValueError, match=r"^(pixel_values_videos|input_ids): .*prefill_chunk_size"):
-            generate(model, inputs, prefill_chunk_size=16)
         with pytest.raises(ValueError, match=r"use_cache: False"):
             generate(model, inputs, use_cache=False)
         with pytest.raises(ValueError, match=r"attention_mask: .*padding on the left"):
@@ -58,6 +47,89 @@ def test_refusals_name_what_is_wrong():
             model.train()(**inputs)
         model.eval()
         generate(model, inputs, max_new_tokens=1)
+
+
+class Halved(QuantizedLayer):
+    """The simplest of quantisers: it stores what it is given as float16."""
+
+    def __init__(self):
+        super().__init__(nbits=4, axis_key=0, axis_value=0, q_group_size=64, residual_length=4)
+
+    def _quantize(self, tensor, axis):
+        return tensor.half()
+
+    def _dequantize(self, q_tensor):
+        return q_tensor.float()
+
+
+def test_refused_caches():
+    model, inputs = llava_onevision(), prompt()
+    sliding = copy.deepcopy(model.config.text_config)
+    sliding.sliding_window, sliding.layer_types = 8, ["sliding_attention"] * LAYERS
+    allowed = "past_key_values: accelerate supports a DynamicCache of full attention, got layers of "
+    caches = {
+        allowed + r"\['StaticLayer'\]": StaticCache(config=model.config.text_config, max_cache_len=128),
+        allowed + r"\['DynamicSlidingWindowLayer'\]": DynamicCache(config=sliding),
+        allowed + r"\['Halved'\]": Cache(layers=[Halved() for _ in range(LAYERS)]),
+        "past_key_values: expected a transformers Cache, got tuple": (1, 2),
+    }
+    with adatp.accelerate(model, CONFIG), torch.no_grad():
+        for message, cache in caches.items():
+            with pytest.raises((ValueError, TypeError), match=message):
+                model(**inputs, past_key_values=cache)
+        with pytest.raises(ValueError, match=allowed + r"\['StaticLayer'\]"):
+            generate(model, inputs, cache_implementation="static", disable_compile=True)
+        with pytest.raises(ValueError, match="past_key_values: an offloaded cache"):
+            generate(model, inputs, cache_implementation="offloaded")
+
+
+@pytest.mark.parametrize("how", ["prompt lookup", "draft model"])
+def test_candidates_that_come_with_the_prompt_are_refused(how):
+    model, inputs = llava_onevision(), prompt(after=(7, 8, 9, 7, 8))
+    options = {"prompt_lookup_num_tokens": 3}
+    if how == "draft model":
+        options = {"assistant_model": llava_onevision(layers=2)}
+    with (
+        adatp.accelerate(model, CONFIG),
+        pytest.raises(ValueError, match=r"logits_to_keep: .*Assisted decoding \(assistant_model, prompt_lookup"),
+    ):
+        generate(model, inputs, **options)
+
+
+@pytest.mark.parametrize("score", ["attention", "random"])
+@pytest.mark.parametrize("size", [1, 4, 13, 58, 1000])
+def test_chunked_prefill_is_refused(size, score):
+    """Chunks of 13 end with a frame, those of 58 with the video."""
+    model, inputs = llava_onevision(), prompt()
+    message = f"prefill_chunk_size: .* in one forward, so it has to be None, got {size}"
+    with adatp.accelerate(model, dataclasses.replace(CONFIG, score=score)):
+        with pytest.raises(ValueError, match=message):
+            generate(model, inputs, prefill_chunk_size=size)
+        model.generation_config.prefill_chunk_size = size
+        with pytest.raises(ValueError, match=message):
+            generate(model, inputs)
+        model.generation_config.prefill_chunk_size = None
+        generate(model, inputs, max_new_tokens=1)  # nothing of it stays
+
+
+def test_text_in_chunks_passes_through():
+    model, ids = llava_onevision(), torch.tensor([list(range(1, 20))])
+    inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    expected = generate(model, inputs, max_new_tokens=3, prefill_chunk_size=8)[1]
+    with adatp.accelerate(model, CONFIG):
+        assert generate(model, inputs, max_new_tokens=3, prefill_chunk_size=8)[1].equal(expected)
+
+
+def test_training_is_refused_with_and_without_gradient_checkpointing():
+    model, inputs = llava_onevision(), prompt()
+    with adatp.accelerate(model, CONFIG) as run:
+        expected = generate(model, inputs, max_new_tokens=2)[1]
+        model.gradient_checkpointing_enable()
+        with pytest.raises(RuntimeError, match=r"inference only; call model\.eval\(\)"):
+            model.train()(**inputs)
+        model.eval()  # where checkpointing does nothing
+        assert generate(model, inputs, max_new_tokens=2)[1].equal(expected)
+        assert run.report().actual_tokens == run.report().planned_tokens
 
 
 def test_refused_models_and_arguments():

@@ -12,6 +12,7 @@ import adatp_kernels as adatp
 from adatp_kernels.integrations.transformers import families
 from adatp_kernels.integrations.transformers.prefill import VideoPrefill
 from adatp_kernels.integrations.transformers.tap import Seen
+from adatp_kernels.integrations.transformers.visuals import find_visuals
 
 CONFIG = adatp.AdaTPConfig(target_flops=0.5, stages=(2, 3, 6, 9))
 
@@ -72,6 +73,10 @@ def test_hooks_of_accelerate(family, how, compact, tmp_path):
             name: "cpu" for name, _ in model.named_parameters() if not name.startswith("model.language_model.layers.")
         }
         accelerate.dispatch_model(model, rest | layers, main_device="cpu", offload_dir=tmp_path)
+    try:
+        generate(model, inputs, max_new_tokens=1)
+    except NotImplementedError:  # 5.24 encodes LLaVA-OneVision's videos where no hook brings the weights
+        pytest.skip("this version of transformers cannot run such an offloaded model, pruned or not")
     sequences, logits, survivors = pruned(model, inputs, config)
     assert sequences.equal(expected[0]) and logits.equal(expected[1])
     assert all(kept.equal(other) for (_, kept), (_, other) in zip(survivors, expected[2], strict=True))
@@ -83,7 +88,7 @@ def prefill_on_two_devices(devices, compact):
     inputs["attention_mask"][0, 0] = 0
     config = adatp.AdaTPConfig(target_flops=0.5, stages=(3, 6), compact_cache=compact, backend="reference")
     run = adatp.accelerate(model, config)
-    prefill = VideoPrefill(run._pruner, inputs, families.find(model).videos(model, inputs))
+    prefill = VideoPrefill(run._pruner, inputs, find_visuals(families.find(model), model, inputs))
     run.remove()
     length, cache = inputs["input_ids"].shape[1], DynamicCache()
     hidden, angles = torch.randn(1, length, 64), (torch.randn(1, length, 16), torch.randn(1, length, 16))

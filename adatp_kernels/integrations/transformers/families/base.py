@@ -3,21 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor, nn
-
-from adatp_kernels.layout import VisualLayout
-
-
-@dataclass(frozen=True, eq=False)
-class Videos:
-    """The videos of one prompt: the layout of all of them together, and how many frames each has."""
-
-    layout: VisualLayout
-    frames: tuple[int, ...]
 
 
 class Family:
@@ -111,76 +99,15 @@ class Family:
         """How many tokens each video became that a newer version of transformers encoded before the forward."""
         return [len(video) for video in arguments["mm_encoder_outputs"][self.modality].pooler_output]
 
-    def videos(self, model: Any, arguments: dict[str, Any]) -> list[Videos] | None:
-        """The videos of each prompt in the base module's `arguments`; None without one.
+    def has_images(self, arguments: dict[str, Any]) -> bool:
+        """Whether images come with the base module's `arguments`."""
+        encoded = arguments.get("mm_encoder_outputs") or {}
+        return arguments.get("pixel_values") is not None or encoded.get("image") is not None
 
-        Raises
-        ------
-        ValueError
-            If the prompts cannot be pruned.
-        """
-        ids = arguments.get("input_ids")
-        if not self.has_video(arguments):
-            # Asked of prompts only, never in decoding: on a GPU it waits for the device.
-            if ids is not None and ids.shape[1] > 1 and bool((ids == self.token_id(model)).any()):
-                raise ValueError(
-                    f"{self.pixels}: input_ids hold video tokens, but no pixels came with them. Chunked prefill "
-                    "(prefill_chunk_size) is not supported: transformers drops the video there"
-                )
-            return None
-        if ids is None:
-            raise ValueError(
-                "input_ids: accelerate finds the visual tokens by their ids, so a prompt with a video cannot come as inputs_embeds"
-            )
-        places = [row.nonzero()[:, 0] for row in (ids == self.token_id(model)).cpu()]
-        counts = [len(row) for row in places]
-        if 0 in counts:
-            raise ValueError(
-                f"input_ids: row {counts.index(0)} of the batch has no video, but others have; run prompts without one by themselves"
-            )
-        videos = list(self.frame_sizes(model, arguments, counts))
-        # Of copies of a prompt, as beams are, newer versions of transformers encode the video once.
-        tokens = sum(sum(sizes) + self.after for sizes in videos)
-        copies = (
-            sum(counts) // tokens
-            if tokens and sum(counts) % tokens == 0 and len(ids) % (sum(counts) // tokens) == 0
-            else 1
-        )
-        rows: list[Videos] = []
-        for row in range(0, len(ids), copies):
-            mine = self._next_videos(row, videos, counts[row])
-            rows += [_layout(mine, index, self.after) for index in places[row : row + copies]]
-            del videos[: len(mine)]
-        if videos:
-            raise ValueError(
-                f"input_ids: expected more video tokens, for {len(videos)} videos that no prompt of the batch has, got {counts}"
-            )
-        return rows
-
-    def _next_videos(self, row: int, videos: list[Sequence[int]], count: int) -> list[Sequence[int]]:
-        """The first of `videos` whose tokens are `count` together."""
-        sums = [0]
-        for sizes in videos:
-            sums.append(sums[-1] + sum(sizes) + self.after)
-        if count not in sums[1:]:
-            upto = next((number for number, total in enumerate(sums) if total > count), len(videos))
-            frames = " + ".join(str(len(sizes)) for sizes in videos[:upto])
-            raise ValueError(
-                f"input_ids: expected {sums[upto]} video tokens for {frames or 'no'} frames in row {row}, got {count}. Chunked prefill "
-                "(prefill_chunk_size) is not supported"
-            )
-        return videos[: sums.index(count)]
-
-
-def _layout(videos: Sequence[Sequence[int]], index: Tensor, after: int) -> Videos:
-    """The layout of `videos` with these sizes of frames, whose tokens, and `after` more of each, stand at `index`."""
-    every = torch.tensor([size for sizes in videos for size in sizes])
-    frame = torch.arange(len(every)).repeat_interleave(every)
-    position = torch.arange(len(frame)) - (every.cumsum(0) - every)[frame]
-    lengths = torch.tensor([sum(sizes) for sizes in videos])
-    video = torch.arange(len(videos)).repeat_interleave(lengths)
-    place = torch.arange(len(frame)) + after * video  # among the tokens with the frames' id
-    return Videos(VisualLayout(index[place], frame, position), tuple(len(sizes) for sizes in videos))
+    def image_id(self, model: Any) -> int | None:
+        """The id of the tokens that images become; None if the model knows none, or takes them for frames."""
+        image = getattr(model.config, "image_token_id", None)
+        return None if image == self.token_id(model) else image
 
 
 def frames_of_equal_size(counts: Sequence[int], cells: int) -> list[list[int]]:
@@ -193,10 +120,7 @@ def frames_of_equal_size(counts: Sequence[int], cells: int) -> list[list[int]]:
     """
     for count in counts:
         if count < cells or count % cells:
-            raise ValueError(
-                f"input_ids: expected a number of frames × {cells} video tokens, got {count}. Chunked prefill "
-                "(prefill_chunk_size) is not supported"
-            )
+            raise ValueError(f"input_ids: expected a number of frames × {cells} video tokens, got {count}")
     return [[cells] * (count // cells) for count in counts]
 
 

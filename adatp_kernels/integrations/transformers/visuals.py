@@ -1,0 +1,140 @@
+"""Where the visual tokens of every prompt stand: the layout of its videos, and of its images if they are to be pruned."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from adatp_kernels.integrations.transformers.families.base import Family
+from adatp_kernels.layout import VisualLayout
+
+
+@dataclass(frozen=True, eq=False)
+class Visuals:
+    """What of one prompt is pruned: videos, and images, each of which counts as a video of one frame.
+
+    Attributes
+    ----------
+    layout : VisualLayout
+        Of all of them together, in the order of the sequence.
+    frames : tuple of int
+        How many frames each has.
+    images : tuple of bool
+        Which of them are images.
+    """
+
+    layout: VisualLayout
+    frames: tuple[int, ...]
+    images: tuple[bool, ...]
+
+    @property
+    def video_frames(self) -> int:
+        """Frames of the videos alone."""
+        return sum(count for count, image in zip(self.frames, self.images, strict=True) if not image)
+
+
+# One video or image: where its tokens stand, how many each frame has, whether it is an image.
+_Clip = tuple[Tensor, Sequence[int], bool]
+
+
+def find_visuals(
+    family: Family, model: Any, arguments: dict[str, Any], *, prune_images: bool = False
+) -> list[Visuals] | None:
+    """What is to be pruned of each prompt in the base module's `arguments`; None if there is nothing.
+
+    Raises
+    ------
+    ValueError
+        If the prompts cannot be pruned.
+    """
+    ids = arguments.get("input_ids")
+    video = family.has_video(arguments)
+    if not video and ids is not None and ids.shape[1] > 1 and bool((ids == family.token_id(model)).any()):
+        # Asked of prompts only, never in decoding: on a GPU it waits for the device.
+        raise ValueError(f"{family.pixels}: input_ids hold video tokens, but no pixels came with them")
+    image_id = family.image_id(model) if prune_images and family.has_images(arguments) else None
+    if not video and image_id is None:
+        return None
+    if ids is None:
+        raise ValueError(
+            "input_ids: accelerate finds the visual tokens by their ids, so a prompt with a video cannot come as inputs_embeds"
+        )
+    here = ids.cpu()
+    rows: list[list[_Clip]] = [[] for _ in here]
+    if video:
+        rows = _videos(family, model, arguments, here)
+    if image_id is not None:
+        rows = [clips + _images(row == image_id) for clips, row in zip(rows, here, strict=True)]
+    empty = [number for number, clips in enumerate(rows) if not clips]
+    if empty:
+        raise ValueError(
+            f"input_ids: row {empty[0]} of the batch has no video, but others have; run prompts without one by themselves"
+        )
+    return [_visuals(sorted(clips, key=lambda clip: int(clip[0][0]))) for clips in rows]
+
+
+def with_images(visuals: Visuals, values: Tensor) -> Tensor:
+    """`values`, one for every frame of the videos, with zeros for the images between them."""
+    parts = values.split([count for count, image in zip(visuals.frames, visuals.images, strict=True) if not image])
+    videos = iter(parts)
+    return torch.cat([values.new_zeros(1, *values.shape[1:]) if image else next(videos) for image in visuals.images])
+
+
+def _videos(family: Family, model: Any, arguments: dict[str, Any], ids: Tensor) -> list[list[_Clip]]:
+    """The videos of each row."""
+    places = [row.nonzero()[:, 0] for row in ids == family.token_id(model)]
+    counts = [len(row) for row in places]
+    left = list(family.frame_sizes(model, arguments, counts))
+    # Of copies of a prompt, as beams are, newer versions of transformers encode the video once.
+    tokens = sum(sum(sizes) + family.after for sizes in left)
+    copies, rest = divmod(sum(counts), max(tokens, 1))
+    if rest or copies < 1 or len(ids) % copies:
+        copies = 1
+    rows: list[list[_Clip]] = []
+    for number in range(0, len(ids), copies):
+        sizes = _taken(left, counts[number], family.after, number)
+        ends = torch.tensor([sum(of_one) + family.after for of_one in sizes]).cumsum(0).tolist()
+        for index in places[number : number + copies]:
+            clips = zip(ends, sizes, strict=True)
+            rows.append([(index[end - family.after - sum(own) : end - family.after], own, False) for end, own in clips])
+        del left[: len(sizes)]
+    if left:
+        raise ValueError(
+            f"input_ids: expected more video tokens, for {len(left)} videos that no prompt of the batch has, got {counts}"
+        )
+    return rows
+
+
+def _taken(videos: list[Sequence[int]], count: int, after: int, row: int) -> list[Sequence[int]]:
+    """The first of `videos` whose tokens are `count` together."""
+    sums = [0]
+    for sizes in videos:
+        sums.append(sums[-1] + sum(sizes) + after)
+    if count not in sums:
+        upto = next((number for number, total in enumerate(sums) if total > count), len(videos))
+        frames = " + ".join(str(len(sizes)) for sizes in videos[:upto])
+        raise ValueError(
+            f"input_ids: expected {sums[upto]} video tokens for {frames or 'no'} frames in row {row}, got {count}"
+        )
+    return videos[: sums.index(count)]
+
+
+def _images(marks: Tensor) -> list[_Clip]:
+    """The images of one row: tokens that follow each other without a gap are one."""
+    index = marks.nonzero()[:, 0]
+    ends = [*((index.diff() != 1).nonzero()[:, 0] + 1).tolist(), len(index)]
+    runs = index.tensor_split(ends[:-1]) if len(index) else ()
+    return [(run, [len(run)], True) for run in runs]
+
+
+def _visuals(clips: list[_Clip]) -> Visuals:
+    """One prompt's clips, in order, as a single layout."""
+    every = torch.tensor([size for _, sizes, _ in clips for size in sizes])
+    frame = torch.arange(len(every)).repeat_interleave(every)
+    position = torch.arange(len(frame)) - (every.cumsum(0) - every)[frame]
+    layout = VisualLayout(torch.cat([places for places, _, _ in clips]), frame, position)
+    return Visuals(layout, tuple(len(sizes) for _, sizes, _ in clips), tuple(image for _, _, image in clips))
