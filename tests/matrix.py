@@ -2,26 +2,23 @@
 
 from pathlib import Path
 
+from family_models import BUILDERS
+from small_models import ATTENTION
+
 README = Path(__file__).parents[1] / "README.md"
+BATCHES = {1: "alone", 3: "batch of 3"}
 
 
 def table(results):
-    """Markdown of [family, attention, rows, error] of the tests that passed, or None if a combination is missing.
-
-    A combination counts once all of its tests passed: as many as every other has.
-    """
-    errors = {}
-    for family, attention, rows, error in results:
-        errors.setdefault((family, attention, rows), []).append(error)
-    families, attentions, batches = (list(dict.fromkeys(key[i] for key in errors)) for i in range(3))
-    counts = {len(errors.get((f, a, b), ())) for f in families for a in attentions for b in batches}
-    if counts != {2}:  # compact_cache off and on
+    """Markdown of [family, attention, rows, error] of the tests that passed, or None if some did not run or failed."""
+    columns = [(attention, rows) for attention in ATTENTION for rows in BATCHES]
+    passed = [(family, attention, rows) for family, attention, rows, _ in results]
+    # compact_cache off and on
+    if any(passed.count((family, *column)) != 2 for family in BUILDERS for column in columns):
         return None
-    size = {1: "alone", 3: "batch of 3"}
-    columns = [(attention, rows) for attention in attentions for rows in batches]
     lines = [
-        "| | " + " | ".join(f"{attention}, {size[rows]}" for attention, rows in columns) + " |",
+        "| | " + " | ".join(f"{attention}, {BATCHES[rows]}" for attention, rows in columns) + " |",
         "|---" * (len(columns) + 1) + "|",
-        *(f"| {family} | " + " | ".join("✓" for _ in columns) + " |" for family in families),
+        *(f"| {family} | " + " | ".join("✓" for _ in columns) + " |" for family in BUILDERS),
     ]
     return "\n".join(lines)

@@ -1,29 +1,98 @@
-"""The README's Python runs, word for word."""
+"""The Python in README and in the page on Hugging Face models runs, word for word."""
 
 import re
 from pathlib import Path
 
+import accelerate
 import torch
+import transformers
 from family_models import build, prompt
+from pruner_inputs import DIM, KV_HEADS, LAYERS, Decoder, rotary
+from small_models import llava_onevision
+from small_siglip import WordTokenizer, siglip
 
 import adatp_kernels as adatp
 from adatp_kernels.integrations.transformers import families
 
-README = (Path(__file__).parent.parent / "README.md").read_text()
+ROOT = Path(__file__).parent.parent
+PAGES = [
+    (ROOT / page).read_text(encoding="utf-8")
+    for page in ("README.md", "adatp_kernels/integrations/transformers/README.md")
+]
+CONFIG = adatp.AdaTPConfig(target_flops=0.5, stages=(1, 2))
 
 
 def block(containing):
     """The one fenced block of Python that holds some words."""
-    (found,) = [text for text in re.findall(r"```python\n(.*?)```", README, re.DOTALL) if containing in text]
+    blocks = [text for page in PAGES for text in re.findall(r"```python\n(.*?)```", page, re.DOTALL)]
+    (found,) = [text for text in blocks if containing in text]
     return found
 
 
 def test_a_hugging_face_model(capsys):
     model = build("llava_onevision")
     # The tiny model has too few layers for the default schedule.
-    text = block("with adatp.accelerate").replace("target_flops=0.273)  ", "target_flops=0.5, stages=(1, 2))  ")
+    text = block("print(run.report())").replace("target_flops=0.273)  ", "target_flops=0.5, stages=(1, 2))  ")
     exec(text, {"model": model, "inputs": {**prompt("llava_onevision"), "max_new_tokens": 2}})
     assert "FLOPs of the visual tokens: planned" in capsys.readouterr().out
+
+
+class Layer:
+    """A layer of the tests' decoder, in the words of README's loop."""
+
+    def __init__(self, weights):
+        self.weights = weights
+
+    def project(self, hidden, cos, sin):
+        heads = lambda x: x.unflatten(-1, (-1, DIM)).transpose(1, 2)  # noqa: E731
+        half = DIM // 2
+        turn = lambda x: x * cos[:, None] + torch.cat([-x[..., half:], x[..., :half]], -1) * sin[:, None]  # noqa: E731
+        key, value = heads(hidden @ self.weights["kv"]).split(KV_HEADS, dim=1)
+        return turn(heads(hidden @ self.weights["q"])), turn(key), value
+
+    def finish(self, hidden, out):
+        return hidden + out.transpose(1, 2).flatten(2) @ self.weights["out"]
+
+
+def test_a_decoder_of_ones_own():
+    layers = [Layer(weights) for weights in Decoder(torch.float64).layers]
+    layout, length = adatp.VisualLayout.grid(num_frames=6, positions_per_frame=4, start=3), 32
+    hidden = torch.randn(1, length + 1, layers[0].weights["q"].shape[0], dtype=torch.float64)
+    cos, sin = (part.double() for part in rotary(length + 1))
+    config = adatp.AdaTPConfig(target_flops=0.5, stages=(1,))
+    names = {"adatp": adatp, "torch": torch, "layers": layers, "config": config}
+    text = block("def write").replace("num_layers=28", f"num_layers={LAYERS}")
+    exec(text, names)
+    features = torch.eye(3).repeat_interleave(2, 0)
+    read, cache, kept = names["read"](hidden[:, :-1], cos[:, :-1], sin[:, :-1], layout, features)
+    written = names["write"](hidden[:, -1:], cos[:, -1:], sin[:, -1:], cache)
+    left = kept.shape[1]
+    assert 8 < left < length
+    assert [key.shape[2] for key, _ in cache] == [length + 1] * 2 + [left + 1] * (LAYERS - 2)
+
+    # All of it at once, with the keys masked that were pruned.
+    columns = torch.cat([kept[0], torch.tensor([length])])
+    mask = torch.zeros(1, 1, 1, length + 1, dtype=torch.bool).index_fill(-1, columns, True)
+    for number, layer in enumerate(layers):
+        out, _ = adatp.flash_attention(*layer.project(hidden, cos, sin), mask=mask if number > 1 else None)
+        hidden = layer.finish(hidden, out)
+    assert (read - hidden[:, kept[0]]).abs().max() <= 1e-12
+    assert (written - hidden[:, -1:]).abs().max() <= 1e-12
+
+
+def test_relevance_from_outside():
+    model = llava_onevision()
+    names = {
+        "adatp": adatp,
+        "model": model,
+        "config": CONFIG,
+        "inputs": {**prompt("llava_onevision", size=42), "max_new_tokens": 2},
+        "scores": [0, 0, 1, 1, 0, 0],
+        "other_scores": [0, 0, 0, 0, 1, 1],
+    }
+    exec(block("other_scores"), names)
+    assert names["run"].report().salient == (2,)
+    exec(block("siglip"), {**names, "siglip": siglip(), "tokenizer": WordTokenizer()})
 
 
 def test_a_family_of_ones_own(monkeypatch):
@@ -31,6 +100,16 @@ def test_a_family_of_ones_own(monkeypatch):
     exec(block("adatp.register_family"), {"adatp": adatp})
     model = build("qwen2_vl")
     model.config.model_type = "my_video_llm"
-    with adatp.accelerate(model, adatp.AdaTPConfig(target_flops=0.5, stages=(1, 2))) as run, torch.no_grad():
+    with adatp.accelerate(model, CONFIG) as run, torch.no_grad():
         model(**prompt("qwen2_vl"))
     assert run.report().layout.num_frames == 6
+
+
+def test_several_processes(tmp_path):
+    """With one of them; test_tensor_parallel has two."""
+    build("llava_onevision").save_pretrained(tmp_path)
+    inputs = {**prompt("llava_onevision"), "max_new_tokens": 2}
+    names = {"adatp": adatp, "accelerate": accelerate, "config": CONFIG, "inputs": inputs, "prompts": [inputs, inputs]}
+    text = block("tp_plan").replace(', tp_plan="auto"', "")
+    exec(text, {**names, "transformers": transformers, "path": tmp_path})
+    exec(block("PartialState"), {**names, "model": build("llava_onevision")})
