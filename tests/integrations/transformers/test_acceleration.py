@@ -158,40 +158,40 @@ def test_sampled_generation_equals_the_masked_full_sequence(attention):
 
 @pytest.mark.parametrize("compact", [False, True])
 @pytest.mark.parametrize("attention", ATTENTION)
-@pytest.mark.parametrize("second_video", [False, True])
-def test_second_turn_on_the_same_cache(attention, compact, second_video):
-    def turns(model, before_second=lambda cache_length: None):
-        inputs = prompt()
-        sequences, first, cache = generate(model, inputs, max_new_tokens=4)
-        before_second(sequences.shape[1] - 1)
-        more = prompt(frames=4, shots=2, seed=1, before=(12, 13), after=(14, 15, 16))
-        new = more["input_ids"] if second_video else torch.tensor([[12, 13, 14]])
-        ids = torch.cat([sequences, new], dim=1)
-        again = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "past_key_values": cache}
-        if second_video:
+@pytest.mark.parametrize("videos", [(1, 0), (1, 1), (1, 0, 1), (1, 1, 1), (0, 1, 0)], ids=str)
+def test_further_turns_on_the_same_cache(attention, compact, videos):
+    """Turns with a new video and without one."""
+
+    def turns(model, between=lambda start, length: None):
+        sequences, cache, logits = torch.zeros(1, 0, dtype=torch.long), None, []
+        for turn, video in enumerate(videos):
+            given = prompt(frames=6 - turn, shots=3 - turn, seed=turn, before=(12 + turn, 13), after=(14, 15, 16))
+            new = given["input_ids"] if video else torch.tensor([[12, 13 + turn, 14]])
             # generate hands over only what the cache has not seen: the last new token and the new turn.
-            again["pixel_values_videos"] = more["pixel_values_videos"]
-        _, second, _ = generate(model, again, max_new_tokens=6)
-        return first, second, ids.shape[1]
+            start = max(0, sequences.shape[1] - 1)
+            ids = torch.cat([sequences, new], dim=1)
+            inputs = {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+            if video:
+                inputs["pixel_values_videos"] = given["pixel_values_videos"]
+            if cache is not None:
+                inputs["past_key_values"] = cache
+            sequences, of_turn, cache = generate(model, inputs, max_new_tokens=5)
+            logits.append(of_turn)
+            if video:
+                between(start, ids.shape[1] - start)
+        return torch.cat(logits)
 
     model = llava_onevision(attention)
     config = adatp.AdaTPConfig(target_flops=0.4, stages=(1, 3, 6, 9), compact_cache=compact)
     kept = []
     with adatp.accelerate(model, config) as run:
-        first, second, total = turns(
-            model, lambda seen: kept.append((run.report().survivors, 0, prompt()["input_ids"].shape[1], seen))
-        )
-        if second_video:
-            survivors, _, _, seen = kept[0]
-            kept.append((run.report().survivors, seen, total - seen, None))
-
+        logits = turns(model, lambda start, length: kept.append((run.report().survivors, start, length)))
+    assert len(kept) == sum(videos)
     full = llava_onevision("eager")
     reference = MaskedReference(full, compact=compact)
-    for survivors, start, length, _ in kept:
-        reference.add(survivors, start, length)
-    expected_first, expected_second, _ = turns(full)
-    assert (first - expected_first).abs().max() <= TOLERANCE
-    assert (second - expected_second).abs().max() <= TOLERANCE
+    for prompt_of in kept:
+        reference.add(*prompt_of)
+    assert (logits - turns(full)).abs().max() <= TOLERANCE
 
 
 def test_left_padding_changes_nothing():
