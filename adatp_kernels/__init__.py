@@ -11,11 +11,22 @@ from adatp_kernels.integrations.registration import register_when_imported
 from adatp_kernels.layout import VisualLayout
 from adatp_kernels.ops import backend_report
 from adatp_kernels.plan import PruningPlan, Stage, make_plan, visual_flops
-from adatp_kernels.pruner import AdaTPPruner, PruningState
+from adatp_kernels.prior import save_prior
+from adatp_kernels.pruner import AdaTPPruner
 from adatp_kernels.segments import salient_segments, segment_frames
+from adatp_kernels.state import PruningState
 
 if TYPE_CHECKING:
-    from adatp_kernels.integrations.transformers import Acceleration, Family, Report, accelerate, register_family
+    from adatp_kernels.integrations.transformers import (
+        Acceleration,
+        BiasReport,
+        Family,
+        Report,
+        accelerate,
+        bias_report,
+        calibrate_prior,
+        register_family,
+    )
 
 __version__ = "0.1.0"
 
@@ -23,6 +34,7 @@ __all__ = [
     "Acceleration",
     "AdaTPConfig",
     "AdaTPPruner",
+    "BiasReport",
     "Family",
     "PruningPlan",
     "PruningState",
@@ -31,17 +43,29 @@ __all__ = [
     "VisualLayout",
     "accelerate",
     "backend_report",
+    "bias_report",
+    "calibrate_prior",
     "flash_attention",
     "make_plan",
     "ops",
     "register_family",
     "salient_segments",
+    "save_prior",
     "segment_frames",
     "visual_flops",
 ]
 
 # Importing transformers takes seconds, so it waits until somebody needs it.
-_LAZY = ("Acceleration", "Family", "Report", "accelerate", "register_family")
+_LAZY = (
+    "Acceleration",
+    "BiasReport",
+    "Family",
+    "Report",
+    "accelerate",
+    "bias_report",
+    "calibrate_prior",
+    "register_family",
+)
 
 
 def __getattr__(name: str) -> Any:

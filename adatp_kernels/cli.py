@@ -1,13 +1,14 @@
-"""The command line: ``adatp demo`` does the main job, ``adatp doctor`` tells what runs here."""
+"""The command line: ``adatp demo`` does the main job; `adatp --help` lists the others."""
 
 from __future__ import annotations
 
 import argparse
 import platform
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import metadata
 from pathlib import Path
+from typing import Any
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -37,21 +38,49 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--max-new-tokens", type=int, default=24, help="length of the answers (default: %(default)s)")
     demo.add_argument("--repeats", type=int, default=5, help="timed runs of each (default: %(default)s)")
     demo.set_defaults(run=_demo)
+    calibrate = commands.add_parser("calibrate", help="measure a model's habits on empty videos: a positional prior")
+    calibrate.add_argument("--model", help="Hugging Face checkpoint, directory or id; without it, the built-in one")
+    calibrate.add_argument(
+        "--question", default="What happens in the video?", help="what to ask meanwhile (default: %(default)r)"
+    )
+    calibrate.add_argument("--frames", type=int, default=32, help="frames per video (default: %(default)s)")
+    calibrate.add_argument("--clips", type=int, default=8, help="how many empty videos (default: %(default)s)")
+    calibrate.add_argument(
+        "--output", type=Path, default=Path("adatp-prior.safetensors"), help="file to write (default: %(default)s)"
+    )
+    calibrate.set_defaults(run=_calibrate)
     doctor = commands.add_parser("doctor", help="tell which versions, devices and backends are here")
     doctor.set_defaults(run=_doctor)
     return parser
 
 
 def _demo(options: argparse.Namespace) -> int:
+    def job(**fields: Any) -> None:
+        from adatp_kernels.demo.run import DemoOptions, run_demo
+
+        run_demo(DemoOptions(**fields))
+
+    return _job(job, options)
+
+
+def _calibrate(options: argparse.Namespace) -> int:
+    def job(**fields: Any) -> None:
+        from adatp_kernels.demo.calibrate import CalibrateOptions, run_calibrate
+
+        run_calibrate(CalibrateOptions(**fields))
+
+    return _job(job, options)
+
+
+def _job(job: Callable[..., Any], options: argparse.Namespace) -> int:
+    """Do a job that needs the demo's packages, with the options as keyword arguments."""
     try:
         from adatp_kernels.demo.errors import DemoError
-        from adatp_kernels.demo.run import DemoOptions, run_demo
+
+        job(**{name: value for name, value in vars(options).items() if name != "run"})
     except ModuleNotFoundError as error:
-        print(f"error: the demo needs {error.name}: pip install 'adatp-kernels[demo]'", file=sys.stderr)
+        print(f"error: this needs {error.name}: pip install 'adatp-kernels[demo]'", file=sys.stderr)
         return 2
-    fields = {name: value for name, value in vars(options).items() if name != "run"}
-    try:
-        run_demo(DemoOptions(**fields))
     except DemoError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import json
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -49,6 +50,8 @@ class AdaTPConfig:
         the others by `soft_weight`, or neither.
     soft_weight : float
         The factor of ``"soft"``, in ``[0, 1]``.
+    prior : str or None
+        Path of a positional prior, as ``adatp calibrate`` writes it: a factor on the score of every frame and position.
     queries : {"text", "last"}
         The rows that score: all text tokens after the last visual token, or the last token alone.
     score : {"attention", "random", "uniform"}
@@ -73,6 +76,7 @@ class AdaTPConfig:
     salient_boost: float = 2.0
     spatial_dedup: Literal["strict", "soft", "off"] = "strict"
     soft_weight: float = 0.0
+    prior: str | None = None
     queries: Literal["text", "last"] = "text"
     score: Literal["attention", "random", "uniform"] = "attention"
     seed: int = 0
@@ -101,6 +105,10 @@ class AdaTPConfig:
         set_field("salient_boost", number("salient_boost", self.salient_boost, low=1.0, high=1e6))
         choice("spatial_dedup", self.spatial_dedup, DEDUPLICATION)
         set_field("soft_weight", number("soft_weight", self.soft_weight, low=0.0, high=1.0))
+        if self.prior is not None:
+            if not isinstance(self.prior, (str, os.PathLike)):
+                raise TypeError(f"prior: expected the path of a file, got {self.prior!r}")
+            set_field("prior", os.fspath(self.prior))
         choice("queries", self.queries, QUERIES)
         choice("score", self.score, SCORES)
         set_field("seed", integer("seed", self.seed, low=0))

@@ -1,7 +1,18 @@
 """Pruning inside Hugging Face Video LLMs: `accelerate` a model, generate as always, read the report."""
 
 from adatp_kernels.integrations.transformers.acceleration import Acceleration, accelerate
+from adatp_kernels.integrations.transformers.bias import BiasReport, bias_report
+from adatp_kernels.integrations.transformers.calibration import calibrate_prior
 from adatp_kernels.integrations.transformers.families import Family, register_family
 from adatp_kernels.integrations.transformers.report import Report
 
-__all__ = ["Acceleration", "Family", "Report", "accelerate", "register_family"]
+__all__ = [
+    "Acceleration",
+    "BiasReport",
+    "Family",
+    "Report",
+    "accelerate",
+    "bias_report",
+    "calibrate_prior",
+    "register_family",
+]

@@ -93,8 +93,7 @@ class Acceleration:
     def __init__(
         self, model: nn.Module, config: AdaTPConfig, relevance: Any, question: str | list[str] | None, images: str
     ) -> None:
-        unwrap: Any = getattr(model, "get_base_model", None)  # of PEFT, whose adapters are modules within the model
-        model = model if unwrap is None else unwrap()
+        model = families.unwrap(model)
         self._family = families.find(model)
         if not isinstance(config, AdaTPConfig):
             raise TypeError(f"config: expected an AdaTPConfig, got {type(config).__name__}")

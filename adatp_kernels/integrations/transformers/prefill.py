@@ -22,8 +22,9 @@ from adatp_kernels.integrations.transformers.visuals import Visuals
 from adatp_kernels.layout import VisualLayout
 from adatp_kernels.ops import gather
 from adatp_kernels.ops.dispatch import last_used
-from adatp_kernels.pruner import AdaTPPruner, PruningState
+from adatp_kernels.pruner import AdaTPPruner
 from adatp_kernels.segments import segment_frames
+from adatp_kernels.state import PruningState
 
 
 class VideoPrefill:

@@ -11,7 +11,7 @@ from torch import Tensor
 from adatp_kernels.errors import integer
 from adatp_kernels.layout import VisualLayout
 from adatp_kernels.plan import PruningPlan, flops_ratio
-from adatp_kernels.pruner import PruningState
+from adatp_kernels.state import PruningState
 
 PHASES = ("score", "select", "compact")
 

@@ -1,7 +1,5 @@
 """accelerate leaves the model exactly as it was, whatever happens meanwhile."""
 
-import copy
-
 import pytest
 import torch
 from small_models import (
@@ -11,31 +9,9 @@ from small_models import (
     llava_onevision,
     prompt,
 )
+from snapshots import assert_unchanged, snapshot
 
 import adatp_kernels as adatp
-
-
-def snapshot(model):
-    """Everything a module tree holds: attributes by identity, hooks, parameters by value."""
-    tree = {}
-    for name, module in model.named_modules():
-        for key, value in vars(module).items():
-            tree[name, key] = dict(value) if isinstance(value, dict) else value
-    return (
-        tree,
-        {name: tensor.clone() for name, tensor in model.state_dict().items()},
-        copy.deepcopy(model.config.to_dict()),
-    )
-
-
-def assert_unchanged(model, before):
-    tree, state, config = snapshot(model)
-    assert tree.keys() == before[0].keys()
-    for key, value in tree.items():
-        old = before[0][key]
-        assert value == old if isinstance(value, dict) else value is old, key
-    assert all(torch.equal(state[name], before[1][name]) for name in state)
-    assert config == before[2]
 
 
 @pytest.mark.parametrize("attention", ATTENTION)

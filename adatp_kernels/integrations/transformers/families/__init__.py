@@ -52,6 +52,12 @@ def register_family(family: Family) -> None:
     FAMILIES[family.model_type] = family
 
 
+def unwrap(model: Any) -> Any:
+    """The transformers model in what PEFT made of it, whose adapters are modules within it; else `model` itself."""
+    base: Any = getattr(model, "get_base_model", None)
+    return model if base is None else base()
+
+
 def find(model: Any) -> Family:
     """The family that `model` belongs to.
 

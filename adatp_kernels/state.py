@@ -1,0 +1,108 @@
+"""PruningState: what is left of a batch of prompts between two stages."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from adatp_kernels.batch import Batch
+from adatp_kernels.plan import PruningPlan, Stage
+
+
+@dataclass(frozen=True, eq=False)
+class Step:
+    """A stage that drops something: its budgets on the device, [S], or [B, S] for different prompts, and what it leaves."""
+
+    stage: Stage
+    budgets: Tensor
+    length: int
+    key_range: tuple[int, int]
+
+
+@dataclass(frozen=True, eq=False)
+class PruningState:
+    """What is left of a batch of prompts between two stages. Immutable; `AdaTPPruner` returns the next one.
+
+    Attributes
+    ----------
+    plans : tuple of PruningPlan
+        One per prompt that `begin` was given.
+    segments : tuple of LongTensor [num_frames]
+        Of each prompt, the segment of each frame; on the host.
+    salient_segments : tuple of tuple of int
+        Of each prompt.
+    length : int
+        L, the tokens left.
+    key_range : (int, int)
+        Where among them the visual tokens of all rows stand.
+    num_positions : int
+        Cells of a frame.
+    """
+
+    plans: tuple[PruningPlan, ...]
+    segments: tuple[Tensor, ...]
+    salient_segments: tuple[tuple[int, ...], ...]
+    length: int
+    key_range: tuple[int, int]
+    num_positions: int
+    _batch: Batch
+    # Which of the last max(tails) columns come after their row's last visual token, [B, max(tails)]; None: all.
+    _asking: Tensor | None
+    _remaining: tuple[Step, ...]
+    # What is known of every token that is left, each [B, L], and moves with it: "kept", its place in the
+    # prompt; "segments" and "positions", −1 for text; "prior" and "scores" where there are any.
+    _tokens: dict[str, Tensor]
+
+    @property
+    def kept(self) -> Tensor:
+        """LongTensor [B, L]: for every token that is left, its place in the prompt as it was."""
+        return self._tokens["kept"]
+
+    @property
+    def next_layer(self) -> int | None:
+        """The decoder layer after which the pruner is to be called next; None when all is done."""
+        return self._remaining[0].stage.layer if self._remaining else None
+
+    def to(self, device: torch.device | str) -> PruningState:
+        """The same on another device, where the decoder goes on; itself if it is there."""
+        if self.kept.device == torch.device(device):
+            return self
+        return replace(
+            self,
+            _asking=None if self._asking is None else self._asking.to(device),
+            _remaining=tuple(replace(step, budgets=step.budgets.to(device)) for step in self._remaining),
+            _tokens={name: values.to(device) for name, values in self._tokens.items()},
+        )
+
+    @property
+    def plan(self) -> PruningPlan:
+        """The first prompt's plan."""
+        return self.plans[0]
+
+    @property
+    def segments_per_frame(self) -> Tensor:
+        """LongTensor [num_frames]: of the first prompt."""
+        return self.segments[0]
+
+    @property
+    def salient(self) -> tuple[int, ...]:
+        """The first prompt's salient segments."""
+        return self.salient_segments[0]
+
+    @property
+    def num_segments(self) -> int:
+        """The most that a prompt has."""
+        return max(len(plan.stages[0].budgets) for plan in self.plans)
+
+    @property
+    def text_tokens(self) -> tuple[int, ...]:
+        """Tokens of each prompt that are neither visual nor padding."""
+        return self._batch.texts
+
+    @property
+    def num_visual(self) -> int:
+        """Visual tokens that are left of the first prompt."""
+        batch = self._batch
+        return self.length - batch.texts[0] - (batch.kept_padding if self.length < batch.length else batch.padding)[0]
