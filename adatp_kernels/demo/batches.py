@@ -84,11 +84,11 @@ class Packed:
         return self.pixels.shape[1] * CELLS
 
     def mask(self) -> Tensor:
-        """Which token sees which: bool [clips, 1, tokens, tokens]."""
+        """What is added to the attention's logits: 0 where a token sees another, else −inf, [clips, 1, tokens, tokens]."""
         length = self.ids.shape[1]
         causal = torch.ones(length, length, dtype=torch.bool).tril()
         seen = (self.block[:, None, :] == 0) | (self.block[:, None, :] == self.block[:, :, None])
-        return (causal & seen)[:, None]
+        return torch.zeros(seen.shape).masked_fill(~(causal & seen), -torch.inf)[:, None]
 
     def reading(self) -> Tensor:
         """Which pairs are a question's token and a visual one: bool [clips, 1, tokens, tokens]."""

@@ -14,7 +14,7 @@ from adatp_kernels.demo.batches import Packed
 
 @contextmanager
 def layer_masks(model: Any, mask_of_layer: Callable[[int], Tensor]) -> Iterator[None]:
-    """Within the context, decoder layer ``l`` attends by ``mask_of_layer(l)``, bool [batch, 1, tokens, tokens]."""
+    """Within the context, decoder layer ``l`` adds ``mask_of_layer(l)`` to its attention logits, [batch, 1, tokens, tokens]."""
 
     def replace(layer: int) -> Callable[..., Any]:
         return lambda module, args, kwargs: (args, {**kwargs, "attention_mask": mask_of_layer(layer)})
@@ -38,7 +38,7 @@ def read_from(packed: Packed, first: Tensor) -> Callable[[int], Tensor]:
     """
     mask, reading, first = packed.mask(), packed.reading(), first.view(-1, 1, 1, 1)
     last = int(first.max())
-    return lambda layer: mask & ~(reading & (layer < first)) if layer < last else mask
+    return lambda layer: mask.masked_fill(reading & (layer < first), -torch.inf) if layer < last else mask
 
 
 def read_until(packed: Packed, last: int) -> Callable[[int], Tensor]:
@@ -49,5 +49,5 @@ def read_until(packed: Packed, last: int) -> Callable[[int], Tensor]:
     mask, length = packed.mask(), packed.ids.shape[1]
     visual = torch.zeros(length, dtype=torch.bool)
     visual[1 : 1 + packed.num_visual] = True
-    dropped = mask & ~(visual[None, :] & ~visual[:, None])
+    dropped = mask.masked_fill(visual[None, :] & ~visual[:, None], -torch.inf)
     return lambda layer: mask if layer <= last else dropped

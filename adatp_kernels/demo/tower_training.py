@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from adatp_kernels.demo.batches import pixels
+from adatp_kernels.demo.network import WORDS
 from adatp_kernels.demo.scenes import COLORS, PATTERNS, PLACES, SHAPES, Clip, draw_clip, render
 
 SAME, DIFFERENT = 0.98, 0.6  # what the cosines of frames of one shot shall exceed, and those across a cut stay under
@@ -59,15 +60,16 @@ def frame_features(model: Any, frames: Tensor) -> tuple[Tensor, Tensor]:
 def train_tower(model: Any, steps: int, batch: int = 8, seed: int = 0, log: Any = print) -> None:
     """Train tower and projector in place for `steps` steps of `batch` clips of eight shots.
 
-    The loss is the cross-entropy of linear probes on the visual tokens, which are thrown away afterwards, plus a hinge
-    on the cosines of neighbouring frames.
+    The loss is the cross-entropy of what each visual token's products with the embeddings of words say about its cell
+    (the words are trained along, so that tower and decoder begin in one space), plus a hinge on the cosines of
+    neighbouring frames.
     """
     generator = torch.Generator().manual_seed(seed)
-    width = model.config.text_config.hidden_size
-    sizes = (len(COLORS) + 1, len(SHAPES) + 1, len(PATTERNS), len(PLACES))
-    probe = nn.Linear(width, sum(sizes))
-    parts = [model.model.vision_tower, model.model.multi_modal_projector, probe]
-    parameters = [parameter for part in parts for parameter in part.parameters() if parameter.requires_grad]
+    decoder = model.model.language_model
+    nothing = nn.Linear(decoder.config.hidden_size, 2)  # its logits: no colour, no shape
+    parts = [model.model.vision_tower, model.model.multi_modal_projector, decoder.embed_tokens, nothing]
+    parameters = [parameter for part in parts for parameter in part.parameters()]
+    words = [torch.tensor([WORDS.index(word) for word in group]) for group in (COLORS, SHAPES, PATTERNS, PLACES)]
     optimizer = torch.optim.AdamW(parameters, lr=2e-3, weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, 2e-3, total_steps=steps, pct_start=0.1)
     started = time.perf_counter()
@@ -76,9 +78,11 @@ def train_tower(model: Any, steps: int, batch: int = 8, seed: int = 0, log: Any 
         frames = disturb(pixels(np.stack([render(clip) for clip in clips])), generator)
         labels = torch.from_numpy(np.stack([cell_labels(clip) for clip in clips])).flatten(0, 1)
         tokens, features = frame_features(model, frames)
-        logits = probe(tokens).split(sizes, dim=-1)
+        logits = [tokens @ decoder.embed_tokens.weight[group].T for group in words]
+        for part, empty in enumerate(nothing(tokens).split(1, dim=-1)):
+            logits[part] = torch.cat([empty, logits[part]], -1)
         # Most cells are empty: what is there counts as much as that nothing is.
-        weights = [torch.tensor([0.3, *[1.0] * (size - 1)]) for size in sizes[:2]] + [None, None]
+        weights = [torch.tensor([0.3, *[1.0] * size]) for size in (len(COLORS), len(SHAPES))] + [None, None]
         losses = [
             F.cross_entropy(logit.flatten(0, 1), labels[..., part].flatten(), weight)
             for part, (logit, weight) in enumerate(zip(logits, weights, strict=True))

@@ -127,10 +127,10 @@ def train_decoder(
         nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
         losses.append(loss.item())
-        if (step + 1) % 100 == 0 or step + 1 == total:
+        if (step + 1) % 50 == 0 or step + 1 == total:
             entry: dict[str, Any] = {"step": step + 1, "shots": lesson.num_shots, "loss": round(float(np.mean(losses)), 4)}
             losses = []
-            if (step + 1) % 500 == 0 or step + 1 == total:
+            if (step + 1) % 200 == 0 or step + 1 == total:
                 entry["calibration"] = accuracy(model, "calibration", range(64), lesson.num_shots)
                 entry["dropped_after_3"] = accuracy(model, "calibration", range(64), lesson.num_shots, drop_after=3)
                 torch.save(
