@@ -56,72 +56,53 @@ def words(text: str) -> list[int]:
 
 @dataclass(frozen=True)
 class Packed:
-    """Clips, each followed by many questions that don't see one another.
+    """Clips, each followed by many questions that don't see one another (`reading.attend` sees to that).
 
     Attributes
     ----------
     pixels : Tensor [clips, frames, 3, H, W]
-    ids : LongTensor [clips, tokens]
-    positions : LongTensor [clips, tokens]
+    ids : LongTensor [clips, video + questions · question]
+    positions : LongTensor, of the same shape
         Every question's positions continue the video's, as if it were alone.
-    block : LongTensor [clips, tokens]
-        0 for the video and what precedes it, then the number of the question, from 1; −1 is padding.
+    video, question : int
+        Tokens of what precedes the questions, and of each question with its answer and padding.
     where : LongTensor [answers, 2]
         Clip and token that an answer is read from.
     targets : LongTensor [answers]
+        The word, and that nothing follows it, of one question after the other.
     """
 
     pixels: Tensor
     ids: Tensor
     positions: Tensor
-    block: Tensor
+    video: int
+    question: int
     where: Tensor
     targets: Tensor
-
-    @property
-    def num_visual(self) -> int:
-        """How many visual tokens a clip has; they follow the first token."""
-        return self.pixels.shape[1] * CELLS
-
-    def mask(self) -> Tensor:
-        """What is added to the attention's logits: 0 where a token sees another, else −inf, [clips, 1, tokens, tokens]."""
-        length = self.ids.shape[1]
-        causal = torch.ones(length, length, dtype=torch.bool).tril()
-        seen = (self.block[:, None, :] == 0) | (self.block[:, None, :] == self.block[:, :, None])
-        return torch.zeros(seen.shape).masked_fill(~(causal & seen), -torch.inf)[:, None]
-
-    def reading(self) -> Tensor:
-        """Which pairs are a question's token and a visual one: bool [clips, 1, tokens, tokens]."""
-        question = self.block > 0
-        visual = torch.zeros_like(question)
-        visual[:, 1 : 1 + self.num_visual] = True
-        return (question[:, :, None] & visual[:, None, :])[:, None]
 
 
 def pack(examples: Sequence[Example]) -> Packed:
     """Put examples with the same number of frames into one batch."""
-    rows, places, blocks, where, targets = [], [], [], [], []
-    for row, one in enumerate(examples):
-        ids = prompt("", len(one.frames))[:-1]
-        video = len(ids)
-        position, block = list(range(video)), [0] * video
-        for number, question in enumerate(one.questions, 1):
-            text = [*words(question.text), ASSISTANT, *words(question.answer)]
-            where += [(row, len(ids) + len(text) - 2), (row, len(ids) + len(text) - 1)]
+    before = prompt("", len(examples[0].frames))[:-1]
+    texts = [[[*words(q.text), ASSISTANT, *words(q.answer)] for q in one.questions] for one in examples]
+    most, longest = max(map(len, texts)), max(len(text) for row in texts for text in row)
+    ids = torch.full((len(texts), len(before) + most * longest), PAD)
+    ids[:, : len(before)] = torch.tensor(before)
+    where, targets = [], []
+    for row, questions in enumerate(texts):
+        for number, text in enumerate(questions):
+            start = len(before) + number * longest
+            end = start + len(text)
+            ids[row, start:end] = torch.tensor(text)
+            where += [(row, end - 2), (row, end - 1)]
             targets += [text[-1], END]
-            ids += text
-            position += range(video, video + len(text))
-            block += [number] * len(text)
-        rows.append(ids)
-        places.append(position)
-        blocks.append(block)
-    length = max(map(len, rows))
-    pad = lambda lists, value: torch.tensor([row + [value] * (length - len(row)) for row in lists])  # noqa: E731
+    positions = torch.cat([torch.arange(len(before)), (len(before) + torch.arange(longest)).repeat(most)])
     return Packed(
         pixels(np.stack([one.frames for one in examples])),
-        pad(rows, PAD),
-        pad(places, 0),
-        pad(blocks, -1),
+        ids,
+        positions.expand_as(ids),
+        len(before),
+        longest,
         torch.tensor(where),
         torch.tensor(targets),
     )

@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from adatp_kernels.demo.batches import Packed, example, pack
 from adatp_kernels.demo.network import END, build_network
 from adatp_kernels.demo.questions import KINDS
-from adatp_kernels.demo.reading import layer_masks, read_from, read_until
+from adatp_kernels.demo.reading import Reading, packed_attention
 from adatp_kernels.demo.tower_training import disturb, train_tower
 
 
@@ -47,12 +47,19 @@ class Lesson:
     late: int
 
 
-def answer_logits(model: Any, packed: Packed, masks: Callable[[int], Tensor] | None = None) -> Tensor:
-    """Logits of every answer of a packed batch, [answers, vocabulary], through the model's own forward."""
-    arguments = {"input_ids": packed.ids, "position_ids": packed.positions, "pixel_values_videos": packed.pixels}
-    mask = packed.mask()
-    with layer_masks(model, masks or (lambda layer: mask)):
-        hidden = model.model(**arguments, attention_mask=mask, use_cache=False).last_hidden_state
+def answer_logits(model: Any, packed: Packed, first: Tensor | None = None, last: int | None = None) -> Tensor:
+    """Logits of every answer of a packed batch, [answers, vocabulary], through the model's own forward.
+
+    `first` and `last` say in which layers questions see visual tokens, see `Reading`.
+    """
+    with packed_attention(model):
+        hidden = model.model(
+            input_ids=packed.ids,
+            position_ids=packed.positions,
+            pixel_values_videos=packed.pixels,
+            use_cache=False,
+            reading=Reading(packed.video, packed.question, first, last),
+        ).last_hidden_state
     return model.lm_head(hidden[packed.where[:, 0], packed.where[:, 1]])
 
 
@@ -74,9 +81,8 @@ def accuracy(model: Any, split: str, clips: range, num_shots: int = 8, drop_afte
     for start in range(clips.start, clips.stop, 16):
         examples = [example(split, i, KINDS, 1, num_shots) for i in range(start, min(start + 16, clips.stop))]
         packed = pack(examples)
-        masks = None if drop_after is None else read_until(packed, drop_after)
         asked = packed.targets != END
-        hits = (answer_logits(model, packed, masks)[asked].argmax(-1) == packed.targets[asked]).tolist()
+        hits = (answer_logits(model, packed, last=drop_after)[asked].argmax(-1) == packed.targets[asked]).tolist()
         kinds = [question.kind for one in examples for question in one.questions]
         for kind, hit in zip(kinds, hits, strict=True):
             right[kind].append(hit)
@@ -121,7 +127,7 @@ def train_decoder(
         packed = pack([example("train", i, KINDS, lesson.per_kind, lesson.num_shots, seed) for i in numbers])
         packed = dataclasses.replace(packed, pixels=disturb(packed.pixels, generator))
         late = torch.randint(0, lesson.late + 1, (lesson.clips,), generator=generator)
-        loss = F.cross_entropy(answer_logits(model, packed, read_from(packed, late)), packed.targets)
+        loss = F.cross_entropy(answer_logits(model, packed, first=late), packed.targets)
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(trained, 1.0)
