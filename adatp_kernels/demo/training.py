@@ -89,6 +89,18 @@ def accuracy(model: Any, split: str, clips: range, num_shots: int = 8, drop_afte
     return {kind: round(float(np.mean(hits)), 4) for kind, hits in right.items() if hits}
 
 
+def share_queries_and_keys(model: Any) -> None:
+    """Let all decoder layers but the first have the same query and key projections; saved, they are copies.
+
+    A question that may see the video from layer 5 on only learns to read it there, and what earlier layers attend to is
+    left to chance: it then is anything but what matters. With shared projections, early layers look where later ones
+    read, which is what pruning by attention assumes of any model.
+    """
+    shared = model.model.language_model.layers[1].self_attn
+    for layer in model.model.language_model.layers[2:]:
+        layer.self_attn.q_proj, layer.self_attn.k_proj = shared.q_proj, shared.k_proj
+
+
 def train_decoder(
     model: Any,
     lessons: list[Lesson],
@@ -99,7 +111,7 @@ def train_decoder(
 ) -> None:
     """Train everything but the vision tower, in place; goes on from the checkpoint in `folder`, if there is one.
 
-    The learning rate warms up, stays, and falls over the last third of the steps.
+    The learning rate warms up, stays, and falls over the last 1,500 steps.
     """
     model.model.vision_tower.requires_grad_(False)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -108,6 +120,7 @@ def train_decoder(
     groups = [{"params": matrices, "weight_decay": 0.02}, {"params": vectors, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, 0.98))
     total = sum(lesson.steps for lesson in lessons)
+    decay = min(1500, total // 3)
     plan = [lesson for lesson in lessons for _ in range(lesson.steps)]
     checkpoint = folder / "checkpoint.pt"
     first, spent = 0, 0.0
@@ -121,7 +134,7 @@ def train_decoder(
     for step in range(first, total):
         lesson = plan[step]
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate * min(1.0, (step + 1) / 200, max(0.02, (total - step) / (total / 3)))
+            group["lr"] = learning_rate * min(1.0, (step + 1) / 100, max(0.02, (total - step) / decay))
         generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
         numbers = range(step * 64, step * 64 + lesson.clips)
         packed = pack([example("train", i, KINDS, lesson.per_kind, lesson.num_shots, seed) for i in numbers])
@@ -136,7 +149,7 @@ def train_decoder(
         if (step + 1) % 50 == 0 or step + 1 == total:
             entry: dict[str, Any] = {"step": step + 1, "shots": lesson.num_shots, "loss": round(float(np.mean(losses)), 4)}
             losses = []
-            if (step + 1) % 200 == 0 or step + 1 == total:
+            if (step + 1) % 400 == 0 or step + 1 == total:
                 entry["calibration"] = accuracy(model, "calibration", range(64), lesson.num_shots)
                 entry["dropped_after_3"] = accuracy(model, "calibration", range(64), lesson.num_shots, drop_after=3)
                 torch.save(
