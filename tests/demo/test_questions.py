@@ -1,0 +1,87 @@
+"""Questions: answers are true and balanced, and neither the question nor any single frame gives them away."""
+
+from collections import Counter, defaultdict
+
+import numpy as np
+import pytest
+
+from adatp_kernels.demo.batches import example
+from adatp_kernels.demo.network import WORDS
+from adatp_kernels.demo.questions import CHANCE, KINDS, ask
+from adatp_kernels.demo.scenes import COLORS, PATTERNS, PLACES, SHAPES, draw_clip
+
+CLIPS = 1500
+
+
+@pytest.fixture(scope="module")
+def asked():
+    """One question of every kind about many clips: {kind: [(clip, question)]}."""
+    found = defaultdict(list)
+    for seed in range(CLIPS):
+        rng = np.random.default_rng([7, seed])
+        clip = draw_clip(rng)
+        for kind in KINDS:
+            found[kind] += [(clip, question) for question in ask(clip, kind, rng)]
+    return found
+
+
+def test_every_clip_of_eight_shots_has_every_kind(asked):
+    assert {kind: len(asked[kind]) >= 0.99 * CLIPS for kind in KINDS} == dict.fromkeys(KINDS, True)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_answers_are_balanced(asked, kind):
+    answers = Counter(question.answer for _, question in asked[kind])
+    share = np.array(list(answers.values())) / len(asked[kind])
+    assert set(answers) <= set(WORDS)
+    assert abs(share - 1 / len(answers)).max() < 4 * np.sqrt(0.25 / CLIPS) * 2 * np.sqrt(1 / len(answers))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_the_question_does_not_tell_the_answer(asked, kind):
+    """The commonest answer to each wording on one half of the clips, scored on the other half."""
+    halves = asked[kind][::2], asked[kind][1::2]
+    seen = defaultdict(Counter)
+    for _, question in halves[0]:
+        seen[question.text][question.answer] += 1
+    known = [(seen[q.text].most_common(1)[0][0], q.answer) for _, q in halves[1] if q.text in seen]
+    if known:
+        right = np.mean([guess == answer for guess, answer in known])
+        assert right < CHANCE[kind] + 4 * np.sqrt(CHANCE[kind] / len(known))
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_a_single_frame_does_not_tell_the_answer(asked, kind):
+    """However clever the policy: a fixed frame that shows none of the evidence leaves it at chance."""
+    for frame in (0, 7, 8, 15):
+        shown = np.mean([question.tokens(clip)[frame].any() for clip, question in asked[kind]])
+        assert shown < 0.35
+
+
+def test_evidence_is_where_the_answer_is(asked):
+    for clip, question in asked["place"]:
+        (shot, place) = question.evidence[0]
+        tokens = question.tokens(clip)
+        assert question.answer == PLACES[place]
+        assert (tokens.any(1) == (clip.shot_of_frame == shot)).all() and tokens[:, place].sum() == tokens.sum()
+
+
+def test_answers_are_true(asked):
+    for clip, question in asked["color"] + asked["shape"]:
+        words = question.text.split()
+        (shot,) = [shot for shot in clip.shots if PATTERNS[shot.pattern] == words[-2]]
+        pairs = {(COLORS[thing.color], SHAPES[thing.shape]) for thing in shot.things}
+        assert ((question.answer, words[4]) if question.kind == "color" else (words[3], question.answer)) in pairs
+    for clip, question in asked["next"]:
+        order = [PATTERNS[shot.pattern] for shot in clip.shots]
+        assert order[order.index(question.text.split()[-2]) + 1] == question.answer
+    for clip, question in asked["count"]:
+        (shot,) = [shot for shot in clip.shots if PATTERNS[shot.pattern] == question.text.split()[-2]]
+        assert ("one", "two", "three")[len(shot.things) - 1] == question.answer
+
+
+def test_splits_and_numbers_are_independent_and_repeatable():
+    same = example("train", 5, KINDS), example("train", 5, KINDS)
+    assert (same[0].frames == same[1].frames).all() and same[0].questions == same[1].questions
+    for other in (example("held-out", 5, KINDS), example("train", 6, KINDS), example("train", 5, KINDS, seed=1)):
+        assert other.questions != same[0].questions

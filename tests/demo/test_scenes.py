@@ -1,0 +1,64 @@
+"""Synthetic clips: the same seed gives the same clip, shots differ, things stay in their cells, any scale shows the same."""
+
+import numpy as np
+import pytest
+
+from adatp_kernels.demo.scenes import CELL, PATTERNS, SIZE, draw_clip, render
+
+
+def clip(seed, **options):
+    return draw_clip(np.random.default_rng(seed), **options)
+
+
+def test_same_seed_same_clip_and_another_seed_another():
+    assert (render(clip(1)) == render(clip(1))).all()
+    assert (render(clip(1)) != render(clip(2))).any()
+
+
+@pytest.mark.parametrize(("num_shots", "num_frames"), [(1, None), (2, 5), (8, None), (8, 24)])
+def test_shots_fill_the_frames_and_differ_in_pattern(num_shots, num_frames):
+    one = clip(3, num_shots=num_shots, num_frames=num_frames)
+    frames = num_frames or 2 * num_shots
+    assert render(one).shape == (frames, SIZE, SIZE, 3)
+    assert one.starts[-1] == frames == len(one.shot_of_frame)
+    assert np.diff(one.starts).min() >= 1 and np.diff(one.starts).max() <= 3
+    assert len({shot.pattern for shot in one.shots}) == num_shots <= len(PATTERNS)
+
+
+def test_things_are_distinct_where_questions_need_it():
+    for seed in range(50):
+        shots = clip(seed).shots
+        kinds = [(thing.color, thing.shape) for shot in shots for thing in shot.things]
+        assert len(set(kinds)) == len(kinds) == 14
+        for shot in shots:
+            for field in ("color", "shape", "place"):
+                values = [getattr(thing, field) for thing in shot.things]
+                assert len(set(values)) == len(values)
+            places = [thing.place for thing in (*shot.things, *shot.blobs)]
+            assert len(set(places)) == len(places)
+
+
+def test_what_holds_the_answer_can_be_in_any_frame():
+    holds = np.zeros(16)
+    for seed in range(300):
+        for start, shot in zip(clip(seed).starts, clip(seed).shots, strict=False):
+            holds[start] += any(thing.color == 0 for thing in shot.things)
+    assert holds.min() > 0.2 * holds.max()
+
+
+def test_a_thing_leaves_background_visible_in_its_cell():
+    one = clip(5)
+    frame = render(one)[0].astype(int)
+    for thing in one.shots[0].things:
+        row, column = divmod(thing.place, 3)
+        cell = frame[row * CELL : (row + 1) * CELL, column * CELL : (column + 1) * CELL].reshape(-1, 3)
+        distance = np.abs(cell[:, None] - one.shots[0].tones[None]).max(-1).min(1)
+        assert 0.2 < (distance < 40).mean() < 0.9
+
+
+def test_a_larger_picture_shows_the_same():
+    one = clip(6)
+    small, large = render(one).astype(float), render(one, scale=4).astype(float)
+    shrunk = large.reshape(len(small), SIZE, 4, SIZE, 4, 3).mean((2, 4))
+    assert large.shape[1:3] == (4 * SIZE, 4 * SIZE)
+    assert np.abs(shrunk - small).mean() < 12
