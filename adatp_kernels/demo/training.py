@@ -64,7 +64,9 @@ def answer_logits(model: Any, packed: Packed, first: Tensor | None = None, last:
 
 
 @torch.no_grad()
-def accuracy(model: Any, split: str, clips: range, num_shots: int = 8, drop_after: int | None = None) -> dict[str, float]:
+def accuracy(
+    model: Any, split: str, clips: range, num_shots: int = 8, drop_after: int | None = None
+) -> dict[str, float]:
     """Share of right answers per kind of question, one question of each kind per clip.
 
     Parameters
@@ -147,7 +149,11 @@ def train_decoder(
         optimizer.step()
         losses.append(loss.item())
         if (step + 1) % 50 == 0 or step + 1 == total:
-            entry: dict[str, Any] = {"step": step + 1, "shots": lesson.num_shots, "loss": round(float(np.mean(losses)), 4)}
+            entry: dict[str, Any] = {
+                "step": step + 1,
+                "shots": lesson.num_shots,
+                "loss": round(float(np.mean(losses)), 4),
+            }
             losses = []
             if (step + 1) % 400 == 0 or step + 1 == total:
                 entry["calibration"] = accuracy(model, "calibration", range(64), lesson.num_shots)

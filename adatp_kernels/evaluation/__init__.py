@@ -1,0 +1,1 @@
+"""What pruning costs in answers: methods against each other, on clips whose answers are known."""

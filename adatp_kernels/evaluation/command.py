@@ -1,0 +1,107 @@
+"""``adatp evaluate``: the comparison of pruning methods on the demo's model, from clips to tables and plots."""
+
+from __future__ import annotations
+
+import json
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from adatp_kernels.demo.batches import example
+from adatp_kernels.demo.errors import DemoError
+from adatp_kernels.evaluation.methods import ABLATED_AT, Method, ablations, adatp, controls, presets
+from adatp_kernels.evaluation.report import Comparison
+from adatp_kernels.evaluation.run import compare, decoder_of, inputs_of, kind_of
+from adatp_kernels.integrations.transformers import calibrate_prior
+from adatp_kernels.prior import save_prior
+
+CLIPS, QUICK_CLIPS = 2048, 64
+QUICK_LAYERS = (0, 3, 7, 11)
+CONTENT_FREE_CLIPS = 16
+
+
+@dataclass(frozen=True)
+class EvaluateOptions:
+    """What the command line asks for; see ``adatp evaluate --help``."""
+
+    quick: bool
+    clips: int | None
+    output: Path
+
+
+def run_evaluate(options: EvaluateOptions) -> Comparison:
+    """Compare, print the tables, and write them, the plot and the JSON into the folder.
+
+    Raises
+    ------
+    DemoError
+        For a setting that cannot be used.
+    """
+    clips = (QUICK_CLIPS if options.quick else CLIPS) if options.clips is None else options.clips
+    if clips < 1:
+        raise DemoError(f"--clips: expected at least 1, got {clips}")
+    try:
+        options.output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DemoError(f"the folder for the results cannot be made: {error}") from error
+    model, threshold = load_network()
+    started = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        prior = Path(folder) / "prior.safetensors"
+        save_prior(calibrate_prior(model, _content_free(), adatp(ABLATED_AT, threshold)), prior)
+        methods = _methods(model, threshold, str(prior), quick=options.quick)
+        print(f"{len(methods)} methods on {clips} clips that the model has not seen …", flush=True)
+        comparison = Comparison(methods, *compare(model, methods, clips))
+    minutes = (time.perf_counter() - started) / 60
+    text = _text(comparison, minutes)
+    print(f"\n{text}")
+    (options.output / "evaluation.md").write_text(text + "\n", encoding="utf-8")
+    result = {**comparison.to_dict(), "minutes": round(minutes, 2), "torch_threads": torch.get_num_threads()}
+    (options.output / "evaluation.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    comparison.plot(options.output / "evaluation.png")
+    print(f"\nin {options.output}: evaluation.md, evaluation.png, evaluation.json")
+    return comparison
+
+
+def _methods(model: Any, threshold: float, prior: str, *, quick: bool) -> list[Method]:
+    decoder, (first, _) = decoder_of(model), inputs_of([_example(0)])
+    tokens = int((first["input_ids"] == model.config.video_token_id).sum()) - 1
+    chosen = [*presets(decoder, tokens, threshold), *controls(decoder, tokens, threshold), *ablations(threshold, prior)]
+    return [method for method in chosen if not quick or method.nothing_after in (None, *QUICK_LAYERS)]
+
+
+def _example(number: int) -> Any:
+    return example("calibration", number, (kind_of(number),))
+
+
+def _content_free() -> Iterator[dict[str, Any]]:
+    """Questions about grey frames with nothing but grain."""
+    rng = np.random.default_rng(0)
+    for number, grey in enumerate(np.linspace(60, 200, CONTENT_FREE_CLIPS)):
+        one = _example(number)
+        frames = (grey + rng.normal(0, 4, one.frames.shape)).clip(0, 255).astype(np.uint8)
+        yield inputs_of([type(one)(one.clip, frames, one.questions)])[0]
+
+
+def _text(comparison: Comparison, minutes: float) -> str:
+    separated = [line for line in comparison.separated() if line.startswith("all ")]
+    mismatched = comparison.mismatched()
+    parts = [
+        f"{len(comparison.blind)} clips, a question each; 95 % intervals by paired bootstrap; {minutes:.1f} minutes on "
+        f"{torch.get_num_threads()} threads.",
+        comparison.table(),
+        comparison.recall_table(),
+        comparison.kinds_table(ABLATED_AT),
+        comparison.ablation_table(),
+        comparison.dropping_table(),
+        "Presets that differ, over all questions, by more than the 95 % interval of their difference:\n"
+        + ("\n".join(f"- {line}" for line in separated) or "- none"),
+        f"Not within 2 % of their budget: {'; '.join(mismatched) or 'none'}.",
+    ]
+    return "\n\n".join(parts)

@@ -1,0 +1,242 @@
+"""What came out of a comparison: tables in Markdown, a plot, and everything in JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from adatp_kernels.demo.questions import CHANCE, KINDS
+from adatp_kernels.evaluation.methods import ABLATED_AT, Method
+from adatp_kernels.evaluation.run import Outcome, kind_of
+from adatp_kernels.evaluation.statistics import Bootstrap
+
+MATCH = 0.02  # how far from its budget the cost of a method may be, as a share of it
+
+
+class Comparison:
+    """The outcomes of all methods on the same clips.
+
+    Parameters
+    ----------
+    methods : sequence of Method
+    outcomes : sequence of Outcome
+        Of each method.
+    blind : sequence of bool
+        Whether each answer was right without a video.
+    """
+
+    def __init__(self, methods: Sequence[Method], outcomes: Sequence[Outcome], blind: Sequence[bool]) -> None:
+        self.methods, self.outcomes, self.blind = list(methods), list(outcomes), list(blind)
+        self.right = np.array([outcome.right for outcome in outcomes], dtype=float)
+        self.kinds = np.array([kind_of(number) for number in range(len(self.blind))])
+
+    @cached_property
+    def bootstrap(self) -> Bootstrap:
+        """Of all questions."""
+        return Bootstrap(self.right)
+
+    def find(self, name: str, budget: float | None) -> int | None:
+        """Which method has this name and budget."""
+        return next((i for i, m in enumerate(self.methods) if (m.name, m.budget) == (name, budget)), None)
+
+    @property
+    def budgets(self) -> list[float]:
+        """From the largest."""
+        return sorted({m.budget for m in self.methods if m.group == "preset" and m.budget is not None}, reverse=True)
+
+    def costs(self, number: int) -> tuple[float, float]:
+        """Planned and actual share of the FLOPs of a method, mean over the clips."""
+        return float(np.mean(self.outcomes[number].planned)), float(np.mean(self.outcomes[number].actual))
+
+    def mismatched(self) -> list[str]:
+        """Methods whose planned or actual cost is not within `MATCH` of their budget, in words."""
+        return [
+            f"{method.name} at {method.budget:.3f}: planned {planned:.4f}, actual {actual:.4f}"
+            for number, method in enumerate(self.methods)
+            if method.budget is not None
+            for planned, actual in [self.costs(number)]
+            if max(abs(planned - method.budget), abs(actual - method.budget)) > MATCH * method.budget
+        ]
+
+    def separated(self) -> list[str]:
+        """Pairs of presets whose difference, at one budget and for one kind of question or all, is not zero with 95 %."""
+        found = []
+        for kind in (None, *KINDS):
+            of_kind = np.ones(len(self.kinds), dtype=bool) if kind is None else self.kinds == kind
+            if not of_kind.any():
+                continue
+            bootstrap = Bootstrap(self.right[:, of_kind])
+            for budget in self.budgets:
+                here = [i for i, m in enumerate(self.methods) if m.group == "preset" and m.budget == budget]
+                for position, one in enumerate(here):
+                    for other in here[position + 1 :]:
+                        mean, low, high = bootstrap.difference(one, other)
+                        if low > 0 or high < 0:
+                            best, worst = (one, other) if mean > 0 else (other, one)
+                            low, high = sorted((abs(low), abs(high)))
+                            found.append(
+                                f"{kind or 'all'} at {budget:.3f}: {self.methods[best].name} above {self.methods[worst].name} by "
+                                f"{100 * abs(mean):.1f} [{100 * low:.1f}, {100 * high:.1f}] points"
+                            )
+        return found
+
+    # Tables.
+
+    def table(self) -> str:
+        """Accuracy of each preset, and of random scores on AdaTP's schedule, at each budget."""
+        columns = [f"{budget:.3f} of the FLOPs" for budget in self.budgets]
+        rows = []
+        for name in self._rows:
+            rows.append([name, *(self._accuracy(self.find(name, budget)) for budget in self.budgets)])
+        dense = self._accuracy(self.find("dense", None))
+        rows.append(["not pruned", *[dense] * len(columns)])
+        rows.append(["without a video", *[f"{100 * np.mean(self.blind):.1f}"] * len(columns)])
+        return _markdown(["accuracy in %", *columns], rows)
+
+    def recall_table(self) -> str:
+        """Evidence left after the last stage, for the same rows and columns."""
+        rows = []
+        for name in self._rows:
+            cells = []
+            for budget in self.budgets:
+                number = self.find(name, budget)
+                cells.append("—" if number is None else "{:.1f} / {:.1f}".format(*self._recall(number)))
+            rows.append([name, *cells])
+        columns = [f"{budget:.3f} of the FLOPs" for budget in self.budgets]
+        return _markdown(["things found / tokens left, in %", *columns], rows)
+
+    def kinds_table(self, budget: float) -> str:
+        """Accuracy by kind of question at one budget, with what guessing from the question alone reaches."""
+        shown = [
+            i
+            for i, m in enumerate(self.methods)
+            if (m.budget == budget and m.group != "ablation") or (m.config is None and m.budget is None)
+        ]
+        rows = [
+            [self.methods[i].name, *(f"{100 * self.right[i, self.kinds == kind].mean():.1f}" for kind in self._asked)]
+            for i in shown
+        ]
+        rows.append(["guessing", *(f"{100 * CHANCE[kind]:.1f}" for kind in self._asked)])
+        return _markdown([f"accuracy in % at {budget:.3f}", *self._asked], rows)
+
+    def ablation_table(self) -> str:
+        """AdaTP with a part changed, and the difference to the whole."""
+        whole = self.find("adatp", ABLATED_AT)
+        assert whole is not None
+        rows = [["adatp", self._accuracy(whole), "", "{:.1f} / {:.1f}".format(*self._recall(whole))]]
+        for number, method in enumerate(self.methods):
+            if method.group == "ablation":
+                mean, low, high = self.bootstrap.difference(number, whole)
+                difference = f"{100 * mean:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
+                recall = "{:.1f} / {:.1f}".format(*self._recall(number))
+                rows.append([method.name, self._accuracy(number), difference, recall])
+        return _markdown(
+            [f"at {ABLATED_AT}", "accuracy in %", "against adatp", "things found / tokens left, in %"], rows
+        )
+
+    def dropping_table(self) -> str:
+        """Accuracy when no visual token is left after a layer."""
+        return _markdown(
+            ["nothing left after layer", *(str(layer) for _, layer in self._dropped)],
+            [["accuracy in %", *(f"{100 * self.right[i].mean():.1f}" for i, _ in self._dropped)]],
+        )
+
+    @property
+    def _asked(self) -> list[str]:
+        return [kind for kind in KINDS if (self.kinds == kind).any()]
+
+    @property
+    def _dropped(self) -> list[tuple[int, int]]:
+        """The methods that leave nothing after a layer, and the layer."""
+        return [(i, m.nothing_after) for i, m in enumerate(self.methods) if m.nothing_after is not None]
+
+    @property
+    def _rows(self) -> list[str]:
+        """Names of the methods that ran at several budgets."""
+        return list(dict.fromkeys(m.name for m in self.methods if m.budget is not None and m.group != "ablation"))
+
+    def _accuracy(self, number: int | None) -> str:
+        if number is None:
+            return "—"
+        low, high = self.bootstrap.interval(number)
+        return f"{100 * self.right[number].mean():.1f} [{100 * low:.1f}, {100 * high:.1f}]"
+
+    def _recall(self, number: int) -> tuple[float, float]:
+        outcome = self.outcomes[number]
+        return 100 * float(np.mean([row[-1] for row in outcome.found])), 100 * float(
+            np.mean([row[-1] for row in outcome.alive])
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """Everything, as JSON takes it."""
+        results = []
+        for number, (method, outcome) in enumerate(zip(self.methods, self.outcomes, strict=True)):
+            planned, actual = self.costs(number)
+            results.append(
+                {
+                    "method": method.name,
+                    "group": method.group,
+                    "budget": method.budget,
+                    "accuracy": float(self.right[number].mean()),
+                    "interval": self.bootstrap.interval(number),
+                    "by_kind": {kind: float(self.right[number, self.kinds == kind].mean()) for kind in self._asked},
+                    "things_found_by_layer": np.mean(outcome.found, axis=0).round(4).tolist(),
+                    "evidence_tokens_by_layer": np.mean(outcome.alive, axis=0).round(4).tolist(),
+                    "planned_flops": planned,
+                    "actual_flops": actual,
+                }
+            )
+        return {
+            "clips": len(self.blind),
+            "blind": float(np.mean(self.blind)),
+            "chance": CHANCE,
+            "results": results,
+            "separated": self.separated(),
+            "mismatched": self.mismatched(),
+        }
+
+    def plot(self, path: Path) -> None:
+        """Accuracy and evidence over FLOPs, and what is lost by dropping everything after a layer."""
+        from matplotlib.figure import Figure
+
+        figure = Figure(figsize=(15, 4.6), layout="constrained")
+        accuracy, evidence, dropping = figure.subplots(1, 3)
+        for name in self._rows:
+            numbers = [i for i, m in enumerate(self.methods) if m.name == name and m.group != "ablation"]
+            costs = [self.costs(i)[1] for i in numbers]
+            means = 100 * self.right[numbers].mean(1)
+            errors = np.abs(100 * np.array([self.bootstrap.interval(i) for i in numbers]).T - means)
+            style = "--" if self.methods[numbers[0]].group == "control" else "-"
+            accuracy.errorbar(
+                costs, means, yerr=errors, label=name, linestyle=style, marker="o", markersize=4, capsize=3
+            )
+            evidence.plot(costs, [self._recall(i)[0] for i in numbers], linestyle=style, marker="o", markersize=4)
+        dense = self.find("dense", None)
+        assert dense is not None
+        for height, label in ((self.right[dense].mean(), "not pruned"), (np.mean(self.blind), "without a video")):
+            accuracy.axhline(
+                100 * height, color="grey", linewidth=1, linestyle=":" if label != "not pruned" else "-.", label=label
+            )
+            dropping.axhline(100 * height, color="grey", linewidth=1, linestyle=":" if label != "not pruned" else "-.")
+        dropping.plot(
+            [layer for _, layer in self._dropped],
+            [100 * self.right[i].mean() for i, _ in self._dropped],
+            "o-",
+            markersize=4,
+        )
+        accuracy.set(xlabel="share of the visual FLOPs", ylabel="accuracy in %", title="answers")
+        accuracy.legend(fontsize=8)
+        evidence.set(
+            xlabel="share of the visual FLOPs", ylabel="things found in %", title="evidence left after the last stage"
+        )
+        dropping.set(xlabel="no visual token after layer", ylabel="accuracy in %", title="when the video is read")
+        figure.savefig(path, dpi=110)
+
+
+def _markdown(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)])
