@@ -148,4 +148,3 @@ def ask(clip: Clip, kind: str, rng: np.random.Generator, count: int = 1) -> list
     """
     possible = list(_ASK[kind](clip, rng))
     return [possible[i] for i in rng.permutation(len(possible))[:count]]
-

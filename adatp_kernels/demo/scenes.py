@@ -16,7 +16,9 @@ CELL = 16  # pixels along each edge of a cell, at scale 1
 SIZE = SIDE * CELL
 SHAKE = 1  # how many pixels the camera moves at most, at scale 1
 
-_RGB = np.array([(214, 40, 40), (40, 168, 64), (48, 74, 214), (236, 208, 48), (158, 60, 182), (60, 204, 214)], np.float32)
+_RGB = np.array(
+    [(214, 40, 40), (40, 168, 64), (48, 74, 214), (236, 208, 48), (158, 60, 182), (60, 204, 214)], np.float32
+)
 
 
 @dataclass(frozen=True)
