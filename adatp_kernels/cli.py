@@ -49,6 +49,14 @@ def _parser() -> argparse.ArgumentParser:
         "--output", type=Path, default=Path("adatp-prior.safetensors"), help="file to write (default: %(default)s)"
     )
     calibrate.set_defaults(run=_calibrate)
+    evaluate = commands.add_parser("evaluate", help="compare pruning methods on clips whose answers are known")
+    evaluate.add_argument("--quick", action="store_true", help="fewer clips and controls: under two minutes")
+    evaluate.add_argument("--clips", type=int, help="how many held-out clips (default: 2048, quick: 64)")
+    evaluate.add_argument("--model", type=Path, help="folder of a model that the demo's training wrote (default: ours)")
+    evaluate.add_argument(
+        "--output", type=Path, default=Path("adatp-evaluation"), help="folder for the results (default: %(default)s)"
+    )
+    evaluate.set_defaults(run=_evaluate)
     doctor = commands.add_parser("doctor", help="tell which versions, devices and backends are here")
     doctor.set_defaults(run=_doctor)
     return parser
@@ -68,6 +76,15 @@ def _calibrate(options: argparse.Namespace) -> int:
         from adatp_kernels.demo.calibrate import CalibrateOptions, run_calibrate
 
         run_calibrate(CalibrateOptions(**fields))
+
+    return _job(job, options)
+
+
+def _evaluate(options: argparse.Namespace) -> int:
+    def job(**fields: Any) -> None:
+        from adatp_kernels.evaluation.command import EvaluateOptions, run_evaluate
+
+        run_evaluate(EvaluateOptions(**fields))
 
     return _job(job, options)
 

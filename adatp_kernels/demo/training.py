@@ -5,166 +5,120 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
+import os
+import platform
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-import torch.nn.functional as F
-from torch import Tensor, nn
+import transformers
 
-from adatp_kernels.demo.batches import Packed, example, pack
-from adatp_kernels.demo.network import END, build_network
-from adatp_kernels.demo.questions import KINDS
-from adatp_kernels.demo.reading import Reading, packed_attention
-from adatp_kernels.demo.tower_training import disturb, train_tower
+from adatp_kernels.config import AdaTPConfig
+from adatp_kernels.demo import gates
+from adatp_kernels.demo.decoder_training import Lesson, share_queries_and_keys, train_decoder
+from adatp_kernels.demo.network import build_network, build_tokenizer
+from adatp_kernels.demo.questions import CHANCE
+from adatp_kernels.demo.tower_training import train_tower
+
+MODEL = Path(__file__).with_name("model")
+SEED = 0
+TOWER_STEPS = 2000
+LEARNING_RATE = 1.5e-3
+LATE = 5  # with 16 layers, adatp prunes after layers 1, 2 and 3
+LESSONS = (
+    Lesson(steps=300, num_shots=1, clips=16, per_kind=3, late=LATE),
+    Lesson(steps=800, num_shots=2, clips=12, per_kind=2, late=LATE),
+    Lesson(steps=900, num_shots=4, clips=8, per_kind=2, late=LATE),
+    Lesson(steps=6000, num_shots=8, clips=8, per_kind=2, late=LATE),
+)
 
 
-@dataclass(frozen=True)
-class Lesson:
-    """A part of the curriculum.
+def train(folder: Path, log: Callable[[dict[str, Any]], None]) -> Any:
+    """Train tower and decoder; goes on from what an interrupted call left in `folder`.
 
-    Attributes
-    ----------
-    steps : int
-    num_shots : int
-        Of every clip; it has twice as many frames.
-    clips : int
-        In a batch.
-    per_kind : int
-        Questions of each kind about a clip, where it offers as many.
-    late : int
-        The layer from which on a question sees the video is drawn from 0 … `late`, once per clip and step.
+    Returns
+    -------
+    transformers model
+        With parameters of its own in every layer.
     """
-
-    steps: int
-    num_shots: int
-    clips: int
-    per_kind: int
-    late: int
-
-
-def answer_logits(model: Any, packed: Packed, first: Tensor | None = None, last: int | None = None) -> Tensor:
-    """Logits of every answer of a packed batch, [answers, vocabulary], through the model's own forward.
-
-    `first` and `last` say in which layers questions see visual tokens, see `Reading`.
-    """
-    with packed_attention(model):
-        hidden = model.model(
-            input_ids=packed.ids,
-            position_ids=packed.positions,
-            pixel_values_videos=packed.pixels,
-            use_cache=False,
-            reading=Reading(packed.video, packed.question, first, last),
-        ).last_hidden_state
-    return model.lm_head(hidden[packed.where[:, 0], packed.where[:, 1]])
+    model = build_network(SEED)
+    if not (folder / "checkpoint.pt").exists():
+        train_tower(model, TOWER_STEPS, seed=SEED, log=log)
+    share_queries_and_keys(model)
+    train_decoder(model, LESSONS, folder, LEARNING_RATE, SEED, log)
+    apart = build_network(SEED)
+    apart.load_state_dict(model.state_dict())
+    return apart.eval()
 
 
-@torch.no_grad()
-def accuracy(
-    model: Any, split: str, clips: range, num_shots: int = 8, drop_after: int | None = None
-) -> dict[str, float]:
-    """Share of right answers per kind of question, one question of each kind per clip.
-
-    Parameters
-    ----------
-    model : transformers model
-    split : str
-    clips : range
-        Numbers of the clips in the split.
-    num_shots : int
-    drop_after : int, optional
-        Drop all visual tokens after this layer (−1: before the first).
-    """
-    right: dict[str, list[bool]] = {kind: [] for kind in KINDS}
-    for start in range(clips.start, clips.stop, 16):
-        examples = [example(split, i, KINDS, 1, num_shots) for i in range(start, min(start + 16, clips.stop))]
-        packed = pack(examples)
-        asked = packed.targets != END
-        hits = (answer_logits(model, packed, last=drop_after)[asked].argmax(-1) == packed.targets[asked]).tolist()
-        kinds = [question.kind for one in examples for question in one.questions]
-        for kind, hit in zip(kinds, hits, strict=True):
-            right[kind].append(hit)
-    return {kind: round(float(np.mean(hits)), 4) for kind, hits in right.items() if hits}
+def measure(model: Any, clips: int) -> dict[str, Any]:
+    """Everything a reader needs to judge the model by, on `clips` held-out clips; see `gates`."""
+    split, numbers = "held-out", range(clips)
+    segments = gates.calibrate_segments(model, range(300))
+    pruned = AdaTPConfig(segment_threshold=segments["threshold"])
+    return {
+        "clips": clips,
+        "chance": {kind: round(share, 4) for kind, share in CHANCE.items()},
+        "fixed_frame_bound": gates.fixed_frame_bound(split, numbers),
+        "accuracy": gates.single_question(model, split, numbers),
+        "swapped_question": gates.swapped_question(model, split, numbers),
+        "all_dropped_after_layer": {layer: gates.drop_all(model, split, numbers, layer) for layer in range(-1, 9)},
+        "segments": segments,
+        "pruned_to_0.273": {
+            score: gates.single_question(model, split, numbers, dataclasses.replace(pruned, score=score))
+            for score in ("attention", "random")
+        },
+    }
 
 
-def share_queries_and_keys(model: Any) -> None:
-    """Let all decoder layers but the first have the same query and key projections; saved, they are copies.
-
-    A question that may see the video from layer 5 on only learns to read it there, and what earlier layers attend to is
-    left to chance: it then is anything but what matters. With shared projections, early layers look where later ones
-    read, which is what pruning by attention assumes of any model.
-    """
-    shared = model.model.language_model.layers[1].self_attn
-    for layer in model.model.language_model.layers[2:]:
-        layer.self_attn.q_proj, layer.self_attn.k_proj = shared.q_proj, shared.k_proj
+def save(model: Any, folder: Path, record: dict[str, Any]) -> None:
+    """Write model, tokenizer, preprocessing and the record of the training to `folder`."""
+    model.save_pretrained(folder)
+    build_tokenizer().save_pretrained(folder)
+    size = model.config.vision_config.image_size
+    pixels = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3, "size": {"height": size, "width": size}}
+    (folder / "preprocessor_config.json").write_text(json.dumps(pixels, indent=2) + "\n")
+    (folder / "training.json").write_text(json.dumps(record, indent=2) + "\n")
 
 
-def train_decoder(
-    model: Any,
-    lessons: list[Lesson],
-    folder: Path,
-    learning_rate: float = 1e-3,
-    seed: int = 0,
-    log: Callable[[dict[str, Any]], None] = print,
-) -> None:
-    """Train everything but the vision tower, in place; goes on from the checkpoint in `folder`, if there is one.
+def main() -> None:
+    """Train, measure, save."""
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
+    parser.add_argument(
+        "--output", type=Path, default=MODEL, help="folder for the model (default: where the demo looks)"
+    )
+    parser.add_argument("--clips", type=int, default=500, help="held-out clips to measure on (default: 500)")
+    parser.add_argument("--threads", type=int, default=1, help="of PyTorch (default: 1)")
+    options = parser.parse_args()
+    options.output.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(options.threads)
+    log_file = options.output / "training_log.jsonl"
 
-    The learning rate warms up, stays, and falls over the last 1,500 steps.
-    """
-    model.model.vision_tower.requires_grad_(False)
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    matrices = [parameter for parameter in trained if parameter.dim() > 1]
-    vectors = [parameter for parameter in trained if parameter.dim() == 1]
-    groups = [{"params": matrices, "weight_decay": 0.02}, {"params": vectors, "weight_decay": 0.0}]
-    optimizer = torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, 0.98))
-    total = sum(lesson.steps for lesson in lessons)
-    decay = min(1500, total // 3)
-    plan = [lesson for lesson in lessons for _ in range(lesson.steps)]
-    checkpoint = folder / "checkpoint.pt"
-    first, spent = 0, 0.0
-    if checkpoint.exists():
-        saved = torch.load(checkpoint)
-        model.load_state_dict(saved["model"])
-        optimizer.load_state_dict(saved["optimizer"])
-        first, spent = saved["step"], saved["seconds"]
-    started = time.perf_counter() - spent
-    losses: list[float] = []
-    for step in range(first, total):
-        lesson = plan[step]
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate * min(1.0, (step + 1) / 100, max(0.02, (total - step) / decay))
-        generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
-        numbers = range(step * 64, step * 64 + lesson.clips)
-        packed = pack([example("train", i, KINDS, lesson.per_kind, lesson.num_shots, seed) for i in numbers])
-        packed = dataclasses.replace(packed, pixels=disturb(packed.pixels, generator))
-        late = torch.randint(0, lesson.late + 1, (lesson.clips,), generator=generator)
-        loss = F.cross_entropy(answer_logits(model, packed, first=late), packed.targets)
-        optimizer.zero_grad()
-        loss.backward()
-        nn.utils.clip_grad_norm_(trained, 1.0)
-        optimizer.step()
-        losses.append(loss.item())
-        if (step + 1) % 50 == 0 or step + 1 == total:
-            entry: dict[str, Any] = {
-                "step": step + 1,
-                "shots": lesson.num_shots,
-                "loss": round(float(np.mean(losses)), 4),
-            }
-            losses = []
-            if (step + 1) % 400 == 0 or step + 1 == total:
-                entry["calibration"] = accuracy(model, "calibration", range(64), lesson.num_shots)
-                entry["dropped_after_3"] = accuracy(model, "calibration", range(64), lesson.num_shots, drop_after=3)
-                torch.save(
-                    {
-                        "model": model.state_dict(),
-                        "optimizer": optimizer.state_dict(),
-                        "step": step + 1,
-                        "seconds": time.perf_counter() - started,
-                    },
-                    checkpoint,
-                )
-            log({**entry, "seconds": round(time.perf_counter() - started, 1)})
+    def log(entry: dict[str, Any]) -> None:
+        line = json.dumps(entry)
+        print(line, flush=True)
+        with log_file.open("a") as lines:
+            lines.write(line + "\n")
+
+    started = time.perf_counter()
+    model = train(options.output, log)
+    record = {
+        "seed": SEED,
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "tower_steps": TOWER_STEPS,
+        "learning_rate": LEARNING_RATE,
+        "lessons": [asdict(lesson) for lesson in LESSONS],
+        "seconds": round(time.perf_counter() - started),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {options.threads} used",
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "measured": measure(model, options.clips),
+    }
+    save(model, options.output, record)
+
+
+if __name__ == "__main__":
+    main()

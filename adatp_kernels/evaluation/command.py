@@ -15,6 +15,7 @@ import torch
 
 from adatp_kernels.demo.batches import example
 from adatp_kernels.demo.errors import DemoError
+from adatp_kernels.demo.trained import MODEL, load_trained
 from adatp_kernels.evaluation.methods import ABLATED_AT, Method, ablations, adatp, controls, presets
 from adatp_kernels.evaluation.report import Comparison
 from adatp_kernels.evaluation.run import compare, decoder_of, inputs_of, kind_of
@@ -32,6 +33,7 @@ class EvaluateOptions:
 
     quick: bool
     clips: int | None
+    model: Path | None
     output: Path
 
 
@@ -50,7 +52,8 @@ def run_evaluate(options: EvaluateOptions) -> Comparison:
         options.output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise DemoError(f"the folder for the results cannot be made: {error}") from error
-    model, threshold = load_network()
+    trained = load_trained(options.model or MODEL)
+    model, threshold = trained.model, trained.threshold
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         prior = Path(folder) / "prior.safetensors"

@@ -1,0 +1,123 @@
+"""Trains the small model's decoder to answer, by a curriculum of longer and longer clips."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from adatp_kernels.demo.answering import accuracy, answer_logits
+from adatp_kernels.demo.batches import example, pack
+from adatp_kernels.demo.questions import KINDS
+from adatp_kernels.demo.tower_training import disturb
+
+
+@dataclass(frozen=True)
+class Lesson:
+    """A part of the curriculum.
+
+    Attributes
+    ----------
+    steps : int
+    num_shots : int
+        Of every clip; it has twice as many frames.
+    clips : int
+        In a batch.
+    per_kind : int
+        Questions of each kind about a clip, where it offers as many.
+    late : int
+        The layer from which on a question sees the video is drawn from 0 … `late`, once per clip and step.
+    """
+
+    steps: int
+    num_shots: int
+    clips: int
+    per_kind: int
+    late: int
+
+
+def share_queries_and_keys(model: Any) -> None:
+    """Let all decoder layers but the first have the same query and key projections; saved, they are copies.
+
+    A question that may see the video from layer 5 on only learns to read it there, and what earlier layers attend to is
+    left to chance: it then is anything but what matters. With shared projections, early layers look where later ones
+    read, which is what pruning by attention assumes of any model.
+    """
+    shared = model.model.language_model.layers[1].self_attn
+    for layer in model.model.language_model.layers[2:]:
+        layer.self_attn.q_proj, layer.self_attn.k_proj = shared.q_proj, shared.k_proj
+
+
+def train_decoder(
+    model: Any,
+    lessons: Sequence[Lesson],
+    folder: Path,
+    learning_rate: float = 1e-3,
+    seed: int = 0,
+    log: Callable[[dict[str, Any]], None] = print,
+) -> None:
+    """Train everything but the vision tower, in place; goes on from the checkpoint in `folder`, if there is one.
+
+    The learning rate warms up, stays, and falls over the last 1,500 steps.
+    """
+    model.model.vision_tower.requires_grad_(False)
+    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
+    matrices = [parameter for parameter in trained if parameter.dim() > 1]
+    vectors = [parameter for parameter in trained if parameter.dim() == 1]
+    groups = [{"params": matrices, "weight_decay": 0.02}, {"params": vectors, "weight_decay": 0.0}]
+    optimizer = torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, 0.98))
+    total = sum(lesson.steps for lesson in lessons)
+    decay = min(1500, total // 3)
+    plan = [lesson for lesson in lessons for _ in range(lesson.steps)]
+    checkpoint = folder / "checkpoint.pt"
+    first, spent = 0, 0.0
+    if checkpoint.exists():
+        saved = torch.load(checkpoint)
+        model.load_state_dict(saved["model"])
+        optimizer.load_state_dict(saved["optimizer"])
+        first, spent = saved["step"], saved["seconds"]
+    started = time.perf_counter() - spent
+    losses: list[float] = []
+    for step in range(first, total):
+        lesson = plan[step]
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rate * min(1.0, (step + 1) / 100, max(0.02, (total - step) / decay))
+        generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
+        numbers = range(step * 64, step * 64 + lesson.clips)
+        packed = pack([example("train", i, KINDS, lesson.per_kind, lesson.num_shots, seed) for i in numbers])
+        packed = dataclasses.replace(packed, pixels=disturb(packed.pixels, generator))
+        late = torch.randint(0, lesson.late + 1, (lesson.clips,), generator=generator)
+        loss = F.cross_entropy(answer_logits(model, packed, first=late), packed.targets)
+        optimizer.zero_grad()
+        loss.backward()
+        nn.utils.clip_grad_norm_(trained, 1.0)
+        optimizer.step()
+        losses.append(loss.item())
+        if (step + 1) % 50 == 0 or step + 1 == total:
+            entry: dict[str, Any] = {
+                "step": step + 1,
+                "shots": lesson.num_shots,
+                "loss": round(float(np.mean(losses)), 4),
+            }
+            losses = []
+            if (step + 1) % 400 == 0 or step + 1 == total:
+                entry["calibration"] = accuracy(model, "calibration", range(64), lesson.num_shots)
+                entry["dropped_after_3"] = accuracy(model, "calibration", range(64), lesson.num_shots, drop_after=3)
+                torch.save(
+                    {
+                        "model": model.state_dict(),
+                        "optimizer": optimizer.state_dict(),
+                        "step": step + 1,
+                        "seconds": time.perf_counter() - started,
+                    },
+                    checkpoint,
+                )
+            log({**entry, "seconds": round(time.perf_counter() - started, 1)})

@@ -1,0 +1,131 @@
+"""What a trained model must show before comparisons on it mean anything: one question per prompt, with controls."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from adatp_kernels.config import AdaTPConfig
+from adatp_kernels.demo.answering import answer_logits
+from adatp_kernels.demo.batches import Example, example, pack, pixels, prompt, words
+from adatp_kernels.demo.network import END
+from adatp_kernels.demo.questions import CHANCE, KINDS, Question
+from adatp_kernels.demo.tower_training import frame_features, neighbour_cosines
+from adatp_kernels.integrations.transformers import accelerate
+
+Accuracy = dict[str, float]
+
+
+def _shares(hits: Iterable[tuple[str, bool]]) -> Accuracy:
+    """Share of right answers per kind, and their mean as "all"."""
+    by_kind: dict[str, list[bool]] = defaultdict(list)
+    for kind, hit in hits:
+        by_kind[kind].append(hit)
+    shares = {kind: float(np.mean(by_kind[kind])) for kind in KINDS if kind in by_kind}
+    return {kind: round(share, 4) for kind, share in {**shares, "all": float(np.mean(list(shares.values())))}.items()}
+
+
+def _examples(split: str, clips: range, what: str) -> Iterator[Example]:
+    for number in tqdm(clips, desc=what, unit="clip", delay=1, leave=False):
+        yield example(split, number, KINDS)
+
+
+@torch.no_grad()
+def _reply(model: Any, frames: Tensor, text: str) -> int:
+    ids = torch.tensor([prompt(text, len(frames))])
+    mask = torch.ones_like(ids)
+    output = model(input_ids=ids, attention_mask=mask, pixel_values_videos=frames[None], logits_to_keep=1)
+    return int(output.logits[0, -1].argmax())
+
+
+def single_question(model: Any, split: str, clips: range, config: AdaTPConfig | None = None) -> Accuracy:
+    """Accuracy with one question per prompt through the model's plain forward, pruned as `config` says, if at all."""
+
+    def hits() -> Iterator[tuple[str, bool]]:
+        for one in _examples(split, clips, "asking"):
+            frames = pixels(one.frames)
+            for question in one.questions:
+                yield question.kind, _reply(model, frames, question.text) == words(question.answer)[0]
+
+    if config is None:
+        return _shares(hits())
+    with accelerate(model, config):
+        return _shares(hits())
+
+
+def swapped_question(model: Any, split: str, clips: range) -> Accuracy:
+    """Accuracy when every clip is asked the question of the clip before it, but its own answer is expected."""
+
+    def hits() -> Iterator[tuple[str, bool]]:
+        before: dict[str, Question] = {}
+        for one in _examples(split, clips, "asking what isn't meant"):
+            frames = pixels(one.frames)
+            for question in one.questions:
+                if question.kind in before:
+                    reply = _reply(model, frames, before[question.kind].text)
+                    yield question.kind, reply == words(question.answer)[0]
+                before[question.kind] = question
+
+    return _shares(hits())
+
+
+@torch.no_grad()
+def drop_all(model: Any, split: str, clips: range, after: int) -> Accuracy:
+    """Accuracy when all visual tokens are dropped after a layer (−1: before the first)."""
+
+    def hits() -> Iterator[tuple[str, bool]]:
+        for one in _examples(split, clips, f"dropping all after layer {after}"):
+            packed = pack([one])
+            asked = packed.targets != END
+            replies = answer_logits(model, packed, last=after)[asked].argmax(-1)
+            for question, hit in zip(one.questions, replies == packed.targets[asked], strict=True):
+                yield question.kind, bool(hit)
+
+    return _shares(hits())
+
+
+def fixed_frame_bound(split: str, clips: range) -> Accuracy:
+    """The most that a policy can reach which sees one fixed frame, the best for each kind, and guesses the rest.
+
+    It is taken to know the answer as soon as the frame shows any of the evidence.
+    """
+    shown: dict[str, list[np.ndarray]] = defaultdict(list)
+    for one in _examples(split, clips, "looking at single frames"):
+        for question in one.questions:
+            shown[question.kind].append(question.tokens(one.clip).any(1))
+    best = {kind: float(np.mean(frames, axis=0).max()) for kind, frames in shown.items()}
+    return {kind: round(share + (1 - share) * CHANCE[kind], 4) for kind, share in best.items()}
+
+
+@torch.no_grad()
+def calibrate_segments(model: Any, clips: range) -> dict[str, float]:
+    """The segment threshold that best tells cuts from steps within a shot, on the calibration split.
+
+    Returns
+    -------
+    dict
+        ``threshold``, halfway between the two sides where they don't overlap, and the share of neighbouring frames
+        that it puts right: ``within`` a shot and ``across`` a cut.
+    """
+    cosines, same = [], []
+    for one in _examples("calibration", clips, "finding segments"):
+        _, features = frame_features(model, pixels(one.frames)[None])
+        for found, parts in zip(neighbour_cosines(features[None], [one.clip]), (cosines, same), strict=True):
+            parts.append(found)
+    cosine, within = torch.cat(cosines), torch.cat(same)
+    candidates = torch.linspace(float(cosine.min()), 1.0, 2001)[:-1]
+    balance = torch.stack(
+        [(cosine[within] >= t).float().mean() + (cosine[~within] < t).float().mean() for t in candidates]
+    )
+    threshold = candidates[balance >= balance.max() - 1e-6].median()
+    return {
+        "threshold": round(float(threshold), 4),
+        "within": round(float((cosine[within] >= threshold).float().mean()), 4),
+        "across": round(float((cosine[~within] < threshold).float().mean()), 4),
+    }
