@@ -23,12 +23,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(required=True, metavar="command")
     demo = commands.add_parser("demo", help="ask a model about a video, with and without pruning")
-    demo.add_argument("--video", type=Path, help="video file; without it, a short clip is rendered first")
-    demo.add_argument("--question", default="What happens in the video?", help="what to ask (default: %(default)r)")
+    demo.add_argument("--video", type=Path, help="video file; without it, a synthetic clip is filmed first")
+    demo.add_argument("--question", help="what to ask of a video or model of your own (default: what happens in it)")
     demo.add_argument(
-        "--model", help="Hugging Face checkpoint, directory or id; without it, a small one with random weights"
+        "--model",
+        help="Hugging Face checkpoint, directory or id; without it, a small one that answers questions about the "
+        "synthetic clip, or, with --video, one with random weights",
     )
-    demo.add_argument("--frames", type=int, default=32, help="frames to sample evenly (default: %(default)s)")
+    demo.add_argument("--frames", type=int, help="frames to sample evenly (default: 32)")
     demo.add_argument(
         "--output", type=Path, default=Path("adatp-demo.png"), help="picture to write (default: %(default)s)"
     )

@@ -2,28 +2,26 @@
 
 from __future__ import annotations
 
-import statistics
 import tempfile
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import torch
-from torch import Tensor
 from tqdm import tqdm
 
 from adatp_kernels.config import AdaTPConfig
-from adatp_kernels.demo.clip import render_clip
+from adatp_kernels.demo.asking import WAYS, answer, pruning, tell_times
+from adatp_kernels.demo.batches import example
 from adatp_kernels.demo.errors import DemoError
-from adatp_kernels.demo.models import DemoModel, build_model, load_model
+from adatp_kernels.demo.film import film
+from adatp_kernels.demo.models import build_model, load_model
 from adatp_kernels.demo.picture import draw_survivors
+from adatp_kernels.demo.quiz import CLIP, run_quiz
 from adatp_kernels.demo.video import read_frames
-from adatp_kernels.integrations.transformers import Report, accelerate, families
+from adatp_kernels.integrations.transformers import Report
 
+FRAMES = 32
+QUESTION = "What happens in the video?"
 UNTRAINED = (
     "The model is a small LLaVA-OneVision with random weights: its words mean nothing. Real are the video, the\n"
     "segments, the scores, the pruning, the numbers of tokens and the times. For answers that mean something: --model"
@@ -35,9 +33,9 @@ class DemoOptions:
     """What the command line asks for; see ``adatp demo --help``."""
 
     video: Path | None
-    question: str
+    question: str | None
     model: str | None
-    frames: int
+    frames: int | None
     output: Path
     target_flops: float
     max_new_tokens: int
@@ -53,92 +51,57 @@ def run_demo(options: DemoOptions) -> Report:
         For a file, model or setting that cannot be used.
     """
     for name in ("frames", "max_new_tokens", "repeats"):
-        if getattr(options, name) < 1:
-            raise DemoError(f"--{name.replace('_', '-')}: expected at least 1, got {getattr(options, name)}")
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            raise DemoError(f"--{name.replace('_', '-')}: expected at least 1, got {value}")
     if not options.output.parent.is_dir():
         raise DemoError(f"no such directory for the picture: {options.output.parent}")
     try:
         config = AdaTPConfig(target_flops=options.target_flops)
     except ValueError as error:
         raise DemoError(str(error)) from error
+    if options.model is None and options.video is None:
+        if options.question is not None or options.frames is not None:
+            raise DemoError(
+                "--question, --frames: the built-in model has a clip and questions of its own; give --model or --video, too"
+            )
+        return run_quiz(config, options.output, options.repeats)
+    return _ask_one(options, config)
+
+
+def _ask_one(options: DemoOptions, config: AdaTPConfig) -> Report:
+    """One question about one video."""
     frames = _frames(options)
+    question = options.question or QUESTION
     print("loading the model …" if options.model else "building a model …", flush=True)
     demo = load_model(options.model) if options.model else build_model()
     if not demo.trained:
         print(UNTRAINED)
-    inputs = demo.inputs(frames, options.question)
-
+    inputs = demo.inputs(frames, question)
     answers = {}
-    for name in tqdm(("dense", "pruned"), desc="generating", delay=1, leave=False):
-        with _pruning(demo, config, name) as run:
-            answers[name] = _answer(demo, inputs, options.max_new_tokens)
+    for way in tqdm(WAYS, desc="generating", delay=1, leave=False):
+        with pruning(demo, config, way) as run:
+            answers[way] = answer(demo, inputs, options.max_new_tokens)
             if run is not None:
                 report = run.report()
-    times = _prefill_times(demo, config, inputs, options.repeats)
-
     print(f"\n{report}\n")
-    print(f"question: {options.question}")
-    for name, answer in answers.items():
-        print(f"  {name:<7} {answer!r}")
-    dense, pruned = times["dense"], times["pruned"]
-    print(f"decoder prefill, median of {options.repeats} interleaved runs on {demo.model.device.type}:")
-    print(f"  dense {1e3 * dense:.0f} ms, pruned {1e3 * pruned:.0f} ms: {pruned / dense:.2f} × the time")
+    print(f"question: {question}")
+    for way, text in answers.items():
+        print(f"  {way:<7} {text!r}")
+    tell_times(demo, config, inputs, options.repeats)
     draw_survivors(options.output, frames, report)
     print(f"picture of the survivors: {options.output}")
     return report
 
 
 def _frames(options: DemoOptions) -> np.ndarray:
+    count = options.frames or FRAMES
     if options.video is not None:
-        frames, source = read_frames(options.video, options.frames), str(options.video)
+        frames, source = read_frames(options.video, count), str(options.video)
     else:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "clip.mp4"
-            render_clip(path)
-            frames, source = read_frames(path, options.frames), "a clip of twelve shots, rendered to H.264 just now"
+            film(path, example("held-out", CLIP, ()).clip)
+            frames, source = read_frames(path, count), "a clip of eight shots, rendered to H.264 just now"
     print(f"video: {source}: {len(frames)} frames of {frames.shape[2]}×{frames.shape[1]}")
     return frames
-
-
-@contextmanager
-def _pruning(demo: DemoModel, config: AdaTPConfig, name: str) -> Iterator[Any]:
-    """The acceleration for "pruned", nothing for "dense"."""
-    if name == "dense":
-        yield None
-        return
-    try:
-        with accelerate(demo.model, config) as run:
-            yield run
-    except ValueError as error:
-        raise DemoError(f"this prompt cannot be pruned so: {error}") from error
-
-
-@torch.no_grad()
-def _answer(demo: DemoModel, inputs: dict[str, Tensor], max_new_tokens: int) -> str:
-    output = demo.model.generate(**inputs, max_new_tokens=max_new_tokens, do_sample=False)
-    return demo.decode(output[0, inputs["input_ids"].shape[1] :])
-
-
-@torch.no_grad()
-def _prefill_times(demo: DemoModel, config: AdaTPConfig, inputs: dict[str, Tensor], repeats: int) -> dict[str, float]:
-    """Median seconds that the decoder takes to read the prompt, dense and pruned in turn."""
-    decoder = families.find(demo.model).decoder(demo.model)
-    times: dict[str, list[float]] = {"dense": [], "pruned": []}
-
-    def now() -> float:
-        if demo.model.device.type == "cuda":
-            torch.cuda.synchronize()
-        return time.perf_counter()
-
-    started: list[float] = []
-    for _ in tqdm(range(repeats + 1), desc="timing", delay=1, leave=False):
-        for name, measured in times.items():
-            with _pruning(demo, config, name):
-                hooks = [
-                    decoder.register_forward_pre_hook(lambda *_: started.append(now())),
-                    decoder.register_forward_hook(lambda *_, measured=measured: measured.append(now() - started[-1])),
-                ]
-                demo.model(**inputs, logits_to_keep=1)
-                for hook in hooks:
-                    hook.remove()
-    return {name: statistics.median(measured[1:]) for name, measured in times.items()}  # the first is a warm-up

@@ -52,8 +52,8 @@ def run_evaluate(options: EvaluateOptions) -> Comparison:
         options.output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise DemoError(f"the folder for the results cannot be made: {error}") from error
-    trained = load_trained(options.model or MODEL)
-    model, threshold = trained.model, trained.threshold
+    demo, threshold = load_trained(options.model or MODEL)
+    model = demo.model
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         prior = Path(folder) / "prior.safetensors"

@@ -105,7 +105,8 @@ def ablations(threshold: float, prior: str) -> list[Method]:
     changed: dict[str, dict[str, Any]] = {
         "no spatial deduplication": {"spatial_dedup": "off"},
         "soft deduplication (½)": {"spatial_dedup": "soft", "soft_weight": 0.5},
-        "no segments": {"segment_threshold": -1.0},
+        # One token per position of the whole video would be too few to spend the budget on.
+        "no segments, so no deduplication": {"segment_threshold": -1.0, "spatial_dedup": "off"},
         "last row for all rows": {"queries": "last"},
         "single stage": {"stages": "single"},
         "with a calibrated prior": {"prior": prior},

@@ -12,14 +12,15 @@ from small_models import CELLS, VIDEO, llava_onevision
 
 from adatp_kernels.cli import main
 from adatp_kernels.demo import models
-from adatp_kernels.demo.clip import render_clip
+from adatp_kernels.demo.batches import example
+from adatp_kernels.demo.film import film
 from adatp_kernels.demo.picture import BORDERS, PAPER, draw_survivors
 
 
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory):
     path = tmp_path_factory.mktemp("video") / "clip.mp4"
-    render_clip(path, seconds_per_shot=0.3)
+    film(path, example("held-out", 0, ()).clip, scale=4, repeats=3)
     return path
 
 
@@ -70,12 +71,23 @@ def test_checkpoint_and_video_of_ones_own(capsys, tmp_path, clip, checkpoint):
     assert (image == np.array(BORDERS[0])).all(-1).any() and (image == np.array(PAPER)).all(-1).any()
 
 
-def test_built_in_model_says_what_is_real(capsys, tmp_path):
-    code, printed = run(capsys, "--output", tmp_path / "p.png", "--frames", 12, "--repeats", 1, "--max-new-tokens", 2)
+def test_untrained_model_says_what_is_real(capsys, tmp_path, clip):
+    code, printed = run(
+        capsys, "--video", clip, "--output", tmp_path / "p.png", "--frames", 16, "--repeats", 1, "--max-new-tokens", 2
+    )
     assert code == 0, printed.err
-    assert "its words mean nothing" in printed.out and "rendered to H.264 just now" in printed.out
-    assert "12 frames in 12 segments" in printed.out  # one frame from each of the clip's twelve shots
+    assert "its words mean nothing" in printed.out and "16 frames of 192×192" in printed.out
+    assert "16 frames in 8 segments" in printed.out  # the clip's shots
     assert "prefill, median of 1" in printed.out
+
+
+def test_a_checkpoint_without_a_video_gets_a_film(capsys, tmp_path, checkpoint):
+    code, printed = run(
+        capsys, "--model", checkpoint, "--output", tmp_path / "p.png", "--repeats", 1, "--max-new-tokens", 2
+    )
+    assert code == 0, printed.err
+    assert "rendered to H.264 just now: 32 frames of 384×384" in printed.out
+    assert "question: What happens in the video?" in printed.out
 
 
 def test_prompt_and_pixels_of_a_checkpoint(checkpoint):
@@ -134,6 +146,8 @@ def test_mistakes_end_with_one_line_and_code_2(capsys, tmp_path, clip, checkpoin
         ("--video", clip, "--target-flops", 1.5): "target_flops: expected a number in (0.0, 1.0], got 1.5",
         ("--video", clip, "--model", checkpoint, "--target-flops", 0.01): "target_flops: 0.01 cannot be reached",
         ("--output", tmp_path / "no" / "p.png"): "no such directory",
+        ("--question", "what moves"): "the built-in model has a clip and questions of its own; give --model or --video",
+        ("--frames", 8): "the built-in model has a clip and questions of its own",
     }
     for arguments, message in mistakes.items():
         code, printed = run(capsys, *arguments)
