@@ -19,12 +19,13 @@ from adatp_kernels.demo.trained import MODEL, load_trained
 from adatp_kernels.evaluation.methods import ABLATED_AT, Method, ablations, adatp, controls, presets
 from adatp_kernels.evaluation.report import Comparison
 from adatp_kernels.evaluation.run import compare, decoder_of, inputs_of, kind_of
-from adatp_kernels.integrations.transformers import calibrate_prior
+from adatp_kernels.integrations.transformers import BiasReport, bias_report, calibrate_prior
 from adatp_kernels.prior import save_prior
 
 CLIPS, QUICK_CLIPS = 2048, 64
 QUICK_LAYERS = (0, 3, 7, 11)
 CONTENT_FREE_CLIPS = 16
+BIAS_CLIPS = 64
 
 
 @dataclass(frozen=True)
@@ -61,14 +62,17 @@ def run_evaluate(options: EvaluateOptions) -> Comparison:
         methods = _methods(model, threshold, str(prior), quick=options.quick)
         print(f"{len(methods)} methods on {clips} clips that the model has not seen …", flush=True)
         comparison = Comparison(methods, *compare(model, methods, clips))
+    questions = (inputs_of([_example(number)])[0] for number in range(BIAS_CLIPS))
+    bias = bias_report(model, questions, adatp(ABLATED_AT, threshold))
     minutes = (time.perf_counter() - started) / 60
-    text = _text(comparison, minutes)
+    text = _text(comparison, bias, minutes)
     print(f"\n{text}")
     (options.output / "evaluation.md").write_text(text + "\n", encoding="utf-8")
     result = {**comparison.to_dict(), "minutes": round(minutes, 2), "torch_threads": torch.get_num_threads()}
     (options.output / "evaluation.json").write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
     comparison.plot(options.output / "evaluation.png")
-    print(f"\nin {options.output}: evaluation.md, evaluation.png, evaluation.json")
+    bias.plot(options.output / "bias.png")
+    print(f"\nin {options.output}: evaluation.md, evaluation.png, bias.png, evaluation.json")
     return comparison
 
 
@@ -92,7 +96,7 @@ def _content_free() -> Iterator[dict[str, Any]]:
         yield inputs_of([type(one)(one.clip, frames, one.questions)])[0]
 
 
-def _text(comparison: Comparison, minutes: float) -> str:
+def _text(comparison: Comparison, bias: BiasReport, minutes: float) -> str:
     separated = [line for line in comparison.separated() if line.startswith("all ")]
     mismatched = comparison.mismatched()
     parts = [
@@ -106,5 +110,6 @@ def _text(comparison: Comparison, minutes: float) -> str:
         "Presets that differ, over all questions, by more than the 95 % interval of their difference:\n"
         + ("\n".join(f"- {line}" for line in separated) or "- none"),
         f"Not within 2 % of their budget: {'; '.join(mismatched) or 'none'}.",
+        f"Mean over {BIAS_CLIPS} clips of the {bias}",
     ]
     return "\n\n".join(parts)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -96,7 +97,11 @@ class BiasReport:
 
 
 def bias_report(
-    model: nn.Module, inputs: dict[str, Any], config: AdaTPConfig | None = None, *, share: float = 0.1
+    model: nn.Module,
+    inputs: dict[str, Any] | Iterable[dict[str, Any]],
+    config: AdaTPConfig | None = None,
+    *,
+    share: float = 0.1,
 ) -> BiasReport:
     """Measure how text-to-visual attention is biased to frames and positions, in every layer of the unpruned model.
 
@@ -104,8 +109,8 @@ def bias_report(
     ----------
     model : transformers model
         As for `accelerate`; it is left as it was.
-    inputs : dict
-        What the model's forward takes, of one prompt with a video.
+    inputs : dict, or iterable of dict
+        What the model's forward takes, of one prompt with a video; or several of these, over which shares are averaged.
     config : AdaTPConfig, optional
         How to debias; the method as published by default.
     share : float
@@ -114,15 +119,28 @@ def bias_report(
     Raises
     ------
     TypeError, ValueError, RuntimeError
-        If the prompt cannot be pruned, or is more than one.
+        If a prompt cannot be pruned or comes in a batch, or if the prompts' frames differ in number or in positions.
     """
     number("share", share, low=0.0, high=1.0, open_low=True)
     config = AdaTPConfig() if config is None else config
-    return report_of(observe(model, inputs, config), config, share)
+    prompts = [inputs] if isinstance(inputs, dict) else inputs
+    reports = [report_of(observe(model, prompt, config), config, share) for prompt in prompts]
+    if not reports:
+        raise ValueError("inputs: expected at least one prompt, got none")
+    shapes = {(report.frames_before.shape[1], report.positions_before.shape[1]) for report in reports}
+    if len(shapes) > 1:
+        raise ValueError(
+            f"inputs: expected prompts of equally many frames and positions, got (frames, positions) {sorted(shapes)}"
+        )
+    means = {
+        field: torch.stack([getattr(report, field) for report in reports]).mean(0)
+        for field in ("frames_before", "frames_after", "positions_before", "positions_after")
+    }
+    return BiasReport(share=share, layers=reports[0].layers, **means)
 
 
 def report_of(observed: Observed, config: AdaTPConfig, share: float) -> BiasReport:
-    """The report of what was observed."""
+    """The report of one prompt."""
     layout, segment = observed.layout, observed.segments[observed.layout.frame]
     total = max(1, math.floor(share * len(layout) + 0.5))
     sizes = segment.bincount()

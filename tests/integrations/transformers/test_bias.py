@@ -100,6 +100,20 @@ def test_report_of_a_model(tmp_path):
     assert (tmp_path / "bias.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_report_of_several_prompts_is_their_mean():
+    model, prompts = llava_onevision(), [prompt(), prompt(seed=1, shots=2)]
+    alone = [adatp.bias_report(model, one, CONFIG) for one in prompts]
+    both = adatp.bias_report(model, iter(prompts), CONFIG)
+    for field in ("frames_before", "frames_after", "positions_before", "positions_after"):
+        mean = (getattr(alone[0], field) + getattr(alone[1], field)) / 2
+        assert getattr(both, field).allclose(mean)
+        assert not getattr(alone[0], field).allclose(mean)
+    with pytest.raises(ValueError, match=r"inputs: expected prompts of equally many frames .* \[\(4, 9\), \(6, 9\)\]"):
+        adatp.bias_report(model, [prompt(), prompt(frames=4)], CONFIG)
+    with pytest.raises(ValueError, match="inputs: expected at least one prompt, got none"):
+        adatp.bias_report(model, [], CONFIG)
+
+
 def test_mistakes():
     model, inputs = llava_onevision(), prompt()
     twice = {name: torch.cat([tensor] * 2) for name, tensor in inputs.items()}
