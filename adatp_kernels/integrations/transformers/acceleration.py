@@ -51,8 +51,8 @@ def accelerate(
     question : str, or a list with one per prompt of a batch, optional
         The question in words, for the pair. May be changed between prompts: ``run.question = ...``.
     images : {"keep", "prune"}
-        Whether images, beside a video or alone, are left whole or pruned, each as a segment of its own. Where a family's
-        videos come as images, images are frames.
+        Whether images, beside a video or alone, are left whole or pruned, each as a segment of its own (those between
+        whose tokens nothing stands as one). Where a family's videos come as images, images are frames.
 
     Returns
     -------
