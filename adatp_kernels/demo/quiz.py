@@ -22,8 +22,19 @@ CLIP = 0  # of those that the model has never seen
 LONGEST = 3  # tokens of an answer: a word, and its end
 
 
-def run_quiz(config: AdaTPConfig, output: Path, repeats: int) -> Report:
+def run_quiz(config: AdaTPConfig, model: Path, output: Path, repeats: int) -> Report:
     """Film a clip, read the film, ask one question of every kind, and draw what was left for the last of them.
+
+    Parameters
+    ----------
+    config : AdaTPConfig
+        Its segment threshold is replaced by the one that finds the shots of such clips.
+    model : Path
+        A folder that the training wrote.
+    output : Path
+        The picture.
+    repeats : int
+        Timed runs.
 
     Raises
     ------
@@ -39,7 +50,7 @@ def run_quiz(config: AdaTPConfig, output: Path, repeats: int) -> Report:
     print(
         f"video: a synthetic clip of {len(one.clip.shots)} shots, filmed to H.264 just now: {len(frames)} frames of {size}"
     )
-    demo, threshold = load_trained()
+    demo, threshold = load_trained(model)
     config = dataclasses.replace(config, segment_threshold=threshold)
     print(
         f"model: a LLaVA-OneVision of {sum(p.numel() for p in demo.model.parameters()) / 1e6:.1f} million parameters, trained on such clips"

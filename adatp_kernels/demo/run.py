@@ -17,6 +17,7 @@ from adatp_kernels.demo.film import film
 from adatp_kernels.demo.models import build_model, load_model
 from adatp_kernels.demo.picture import draw_survivors
 from adatp_kernels.demo.quiz import CLIP, run_quiz
+from adatp_kernels.demo.trained import MODEL
 from adatp_kernels.demo.video import read_frames
 from adatp_kernels.integrations.transformers import Report
 
@@ -60,12 +61,12 @@ def run_demo(options: DemoOptions) -> Report:
         config = AdaTPConfig(target_flops=options.target_flops)
     except ValueError as error:
         raise DemoError(str(error)) from error
-    if options.model is None and options.video is None:
+    if options.model is None and options.video is None and MODEL.exists():
         if options.question is not None or options.frames is not None:
             raise DemoError(
                 "--question, --frames: the built-in model has a clip and questions of its own; give --model or --video, too"
             )
-        return run_quiz(config, options.output, options.repeats)
+        return run_quiz(config, MODEL, options.output, options.repeats)
     return _ask_one(options, config)
 
 

@@ -62,7 +62,7 @@ def run_evaluate(options: EvaluateOptions) -> Comparison:
         methods = _methods(model, threshold, str(prior), quick=options.quick)
         print(f"{len(methods)} methods on {clips} clips that the model has not seen …", flush=True)
         comparison = Comparison(methods, *compare(model, methods, clips))
-    questions = (inputs_of([_example(number)])[0] for number in range(BIAS_CLIPS))
+    questions = (inputs_of([_example(number)])[0] for number in range(min(clips, BIAS_CLIPS)))
     bias = bias_report(model, questions, adatp(ABLATED_AT, threshold))
     minutes = (time.perf_counter() - started) / 60
     text = _text(comparison, bias, minutes)
@@ -110,6 +110,6 @@ def _text(comparison: Comparison, bias: BiasReport, minutes: float) -> str:
         "Presets that differ, over all questions, by more than the 95 % interval of their difference:\n"
         + ("\n".join(f"- {line}" for line in separated) or "- none"),
         f"Not within 2 % of their budget: {'; '.join(mismatched) or 'none'}.",
-        f"Mean over {BIAS_CLIPS} clips of the {bias}",
+        f"Mean over {min(len(comparison.blind), BIAS_CLIPS)} clips of the {bias}",
     ]
     return "\n\n".join(parts)
