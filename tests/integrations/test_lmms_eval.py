@@ -285,6 +285,7 @@ def test_right_arguments_are_the_configuration():
     assert config(target_flops=1) == adatp.AdaTPConfig(target_flops=1.0)
     assert config(preset="fastv", target_flops=0.2) == adatp.AdaTPConfig.preset("fastv", target_flops=0.2)
     assert config(preset="fastv", queries="text").queries == "text"
+    assert config(prior="prior.safetensors") == adatp.AdaTPConfig(prior="prior.safetensors")
     assert config(stages="[1,5]", schedule="[0.5,0.25]", compact_cache=True) == adatp.AdaTPConfig(
         target_flops=None, stages=(1, 5), schedule=(0.5, 0.25), compact_cache=True
     )
