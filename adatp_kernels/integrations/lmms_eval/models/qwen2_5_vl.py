@@ -1,0 +1,9 @@
+"""adatp_qwen2_5_vl: Qwen2.5-VL."""
+
+from lmms_eval.models.chat.qwen2_5_vl import Qwen2_5_VL
+
+from adatp_kernels.integrations.lmms_eval.pruned import Pruned
+
+
+class AdaTPQwen25VL(Pruned, Qwen2_5_VL):
+    """The harness's ``qwen2_5_vl``, pruned."""
