@@ -28,6 +28,7 @@ def test_outcomes_are_those_of_one_clip_at_a_time(model):
         Method("adatp", "preset", 0.5, methods.adatp(0.5, 0.99), relevance=True),
         Method("fastv", "preset", 0.273, adatp.AdaTPConfig.preset("fastv", target_flops=0.273)),
         methods.controls(decoder_of(model), 144, 0.9)[-1],
+        Method("no text relevance", "ablation", 0.5, methods.adatp(0.5, 0.99)),
     ]
     clips = 10
     outcomes, blind = compare(model, chosen, clips)
@@ -47,6 +48,7 @@ def test_outcomes_are_those_of_one_clip_at_a_time(model):
         assert outcomes[2].alive[number][-1] == pytest.approx(float(left[holds].float().mean()))
         assert outcomes[2].actual[number] == report.actual_flops_ratio
     assert all(row[-1] == 0 for row in outcomes[3].found + outcomes[3].alive)
+    assert any((one != other).any() for one, other in zip(outcomes[1].alive, outcomes[4].alive, strict=True))
     assert outcomes[1].planned == outcomes[1].actual == pytest.approx([0.5] * clips, rel=0.02)
     assert all((one >= other).all() for one, other in zip(outcomes[2].found, outcomes[2].alive, strict=True))
 
@@ -93,6 +95,13 @@ def test_tables_tell_what_came_out(tmp_path):
     assert told["results"][1]["things_found_by_layer"] == [1, 1, 0.5]
     result.plot(tmp_path / "plot.png")
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_it_does_not_matter_which_of_two_comes_first():
+    one = comparison()
+    other = Comparison(one.methods[::-1], one.outcomes[::-1], one.blind)
+    told = [{line.split(" by ")[0] for line in result.separated()} for result in (one, other)]
+    assert told[0] == told[1] != set()
 
 
 def test_methods_that_are_alike_are_not_separated():

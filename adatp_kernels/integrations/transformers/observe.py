@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import partial
@@ -66,7 +65,7 @@ def observe(
     if not isinstance(ids, Tensor) or ids.dim() != 2 or len(ids) != 1:
         raise ValueError(f"input_ids: expected one prompt, shape [1, N], got {getattr(ids, 'shape', ids)}")
     # A pruned forward first: it is short, and knows where the visual tokens are and which frames look alike.
-    with accelerate(model, dataclasses.replace(config, prior=None)) as run:
+    with accelerate(model, config) as run:
         model(**inputs, logits_to_keep=1, use_cache=False)
     report = run.report()
     whole = families.unwrap(model)

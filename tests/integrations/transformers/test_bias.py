@@ -78,6 +78,37 @@ def test_report_counts_frames_and_positions():
     assert report_of(observed(scores, [0] * 8), off, share=0.125).frames_after.equal(report.frames_before)
 
 
+def test_report_when_deduplication_leaves_less_than_the_share():
+    """Of 32 tokens, the best 28; one per position of a segment are 8."""
+    scores = torch.arange(32.0)[None]
+    config = adatp.AdaTPConfig(target_flops=0.5, stages=(1,))
+    for dedup, after in (("strict", [0, 0, 0, 0.5] * 2), ("off", [2 / 28, *[4 / 28] * 3] * 2)):
+        report = report_of(
+            observed(scores, [0, 0, 0, 0, 1, 1, 1, 1]), dataclasses.replace(config, spatial_dedup=dedup), share=0.8749
+        )
+        assert report.frames_before.allclose(torch.tensor([[0.0, *[4 / 28] * 7]]))  # rounded up
+        assert report.frames_after.allclose(torch.tensor([after]))
+
+
+def test_masked_tokens_are_not_observed_asking():
+    model, inputs = llava_onevision(), prompt()
+    where = inputs["input_ids"].shape[1] - 2
+    longer = {
+        "input_ids": torch.cat(
+            [inputs["input_ids"][:, :where], torch.tensor([[77]]), inputs["input_ids"][:, where:]], 1
+        ),
+        "pixel_values_videos": inputs["pixel_values_videos"],
+    }
+    longer["attention_mask"] = torch.ones_like(longer["input_ids"]).index_fill(1, torch.tensor([where]), 0)
+    with torch.no_grad():
+        maps = llava_onevision("eager")(**longer, output_attentions=True).attentions
+    seen = observe(model, longer, CONFIG)
+    rows = [row for row in range(int(seen.layout.index[-1]) + 1, longer["input_ids"].shape[1]) if row != where]
+    for layer, attended in enumerate(maps):
+        expected = attended[0, :, rows].double().mean((0, 1))[seen.layout.index]
+        assert (seen.scores[layer] - expected).abs().max() < 1e-6
+
+
 def test_report_knows_the_prior(tmp_path):
     scores = torch.ones(1, 8)
     scores[0, 6:] = 2.0
@@ -162,11 +193,14 @@ def test_a_configured_prior_is_the_one_that_prunes(tmp_path):
         alive = torch.isin(report.layout.index, report.survivors[-1][1])
         kept[name] = report.layout.frame[alive].remainder(2)
     assert kept["with"].bool().all() and not kept["without"].bool().all()
-    with adatp.accelerate(model, config), torch.no_grad():
+    with adatp.accelerate(model, config) as run, torch.no_grad():
         # Of a batch every row has it, too; a video of another length is refused.
-        other = prompt(shots=2, seed=1)
-        both = {name: torch.cat([inputs[name], other[name]]) for name in inputs}
-        model(**both)
+        other = prompt(seed=1)
+        model(**{name: torch.cat([inputs[name], other[name]]) for name in inputs})
+        for row in range(2):
+            report = run.report(row)
+            alive = torch.isin(report.layout.index, report.survivors[-1][1])
+            assert report.layout.frame[alive].remainder(2).bool().all()
         with pytest.raises(ValueError, match=r"prior: expected shape \[num_frames, positions\] = \[4, at least 9\]"):
             model(**prompt(frames=4))
     with adatp.accelerate(build("qwen2_vl"), config) as run, pytest.raises(ValueError, match=r"prior: .* = \[8, "):
