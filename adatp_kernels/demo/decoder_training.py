@@ -64,11 +64,12 @@ def train_decoder(
     seed: int = 0,
     log: Callable[[dict[str, Any]], None] = print,
 ) -> None:
-    """Train everything but the vision tower, in place; goes on from the checkpoint in `folder`, if there is one.
+    """Train everything but the vision tower and the projector, in place; goes on from the checkpoint in `folder`, if there is one.
 
     The learning rate warms up, stays, and falls over the last 1,500 steps.
     """
     model.model.vision_tower.requires_grad_(False)
+    model.model.multi_modal_projector.requires_grad_(False)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     matrices = [parameter for parameter in trained if parameter.dim() > 1]
     vectors = [parameter for parameter in trained if parameter.dim() == 1]
@@ -108,7 +109,7 @@ def train_decoder(
                 "loss": round(float(np.mean(losses)), 4),
             }
             losses = []
-            if (step + 1) % 400 == 0 or step + 1 == total:
+            if (step + 1) % 300 == 0 or step + 1 == total:
                 entry["calibration"] = accuracy(model, "calibration", range(64), lesson.num_shots)
                 entry["dropped_after_3"] = accuracy(model, "calibration", range(64), lesson.num_shots, drop_after=3)
                 torch.save(

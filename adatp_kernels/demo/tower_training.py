@@ -115,6 +115,20 @@ def train_tower(model: Any, steps: int, batch: int = 8, seed: int = 0, log: Any 
             )
 
 
+@torch.no_grad()
+def match_scales(model: Any, length: float = 3.0, seed: int = 0) -> None:
+    """Scale the projector so that visual tokens are about `length` long, not much longer than the words' embeddings.
+
+    What a layer adds to a token of fifty times that length is lost in it: visual tokens could not learn from one another.
+    """
+    clip = draw_clip(np.random.default_rng([seed, 1001]))
+    tokens, _ = frame_features(model, pixels(render(clip))[None])
+    last = model.model.multi_modal_projector.linear_2
+    factor = length / tokens.norm(dim=-1).mean()
+    last.weight.mul_(factor)
+    last.bias.mul_(factor)
+
+
 def neighbour_cosines(features: Tensor, clips: list[Clip]) -> tuple[Tensor, Tensor]:
     """Cosines of neighbouring frames' features, and which of those pairs lie within a shot, both [clips · (frames − 1)].
 
