@@ -64,12 +64,11 @@ def train_decoder(
     seed: int = 0,
     log: Callable[[dict[str, Any]], None] = print,
 ) -> None:
-    """Train everything but the vision tower and the projector, in place; goes on from the checkpoint in `folder`, if there is one.
+    """Train everything but the vision tower, in place; goes on from the checkpoint in `folder`, if there is one.
 
     The learning rate warms up, stays, and falls over the last 1,500 steps.
     """
     model.model.vision_tower.requires_grad_(False)
-    model.model.multi_modal_projector.requires_grad_(False)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
     matrices = [parameter for parameter in trained if parameter.dim() > 1]
     vectors = [parameter for parameter in trained if parameter.dim() == 1]
@@ -102,7 +101,7 @@ def train_decoder(
         nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
         losses.append(loss.item())
-        if (step + 1) % 50 == 0 or step + 1 == total:
+        if (step + 1) % 25 == 0 or step + 1 == total:
             entry: dict[str, Any] = {
                 "step": step + 1,
                 "shots": lesson.num_shots,

@@ -21,8 +21,8 @@ def cell_labels(clip: Clip) -> np.ndarray:
     """What each cell of each frame holds: colour and shape (0 for none), pattern and place, int [frames, cells, 4]."""
     labels = np.zeros((len(clip.shots), len(PLACES), 4), dtype=np.int64)
     for number, shot in enumerate(clip.shots):
-        for thing in shot.things:
-            labels[number, thing.place, :2] = thing.color + 1, thing.shape + 1
+        if shot.thing:
+            labels[number, shot.thing.place, :2] = shot.thing.color + 1, shot.thing.shape + 1
         labels[number, :, 2] = shot.pattern
     labels[..., 3] = np.arange(len(PLACES))
     return labels[clip.shot_of_frame]
@@ -113,20 +113,6 @@ def train_tower(model: Any, steps: int, batch: int = 8, seed: int = 0, log: Any 
                     "seconds": round(time.perf_counter() - started, 1),
                 }
             )
-
-
-@torch.no_grad()
-def match_scales(model: Any, length: float = 3.0, seed: int = 0) -> None:
-    """Scale the projector so that visual tokens are about `length` long, not much longer than the words' embeddings.
-
-    What a layer adds to a token of fifty times that length is lost in it: visual tokens could not learn from one another.
-    """
-    clip = draw_clip(np.random.default_rng([seed, 1001]))
-    tokens, _ = frame_features(model, pixels(render(clip))[None])
-    last = model.model.multi_modal_projector.linear_2
-    factor = length / tokens.norm(dim=-1).mean()
-    last.weight.mul_(factor)
-    last.bias.mul_(factor)
 
 
 def neighbour_cosines(features: Tensor, clips: list[Clip]) -> tuple[Tensor, Tensor]:
