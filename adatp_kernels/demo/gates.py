@@ -33,7 +33,7 @@ def _shares(hits: Iterable[tuple[str, bool]]) -> Accuracy:
 
 def _examples(split: str, clips: range, what: str) -> Iterator[Example]:
     for number in tqdm(clips, desc=what, unit="clip", delay=1, leave=False):
-        yield example(split, number, KINDS)
+        yield example(split, number)
 
 
 @torch.no_grad()
