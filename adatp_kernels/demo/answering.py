@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from adatp_kernels.demo.batches import Packed, example, pack
+from adatp_kernels.demo.batches import ONE_EACH, Packed, example, pack
 from adatp_kernels.demo.network import END
 from adatp_kernels.demo.questions import KINDS
 from adatp_kernels.demo.reading import Reading, packed_attention
@@ -48,7 +48,7 @@ def accuracy(
     """
     right: dict[str, list[bool]] = {kind: [] for kind in KINDS}
     for start in range(clips.start, clips.stop, 16):
-        examples = [example(split, i, KINDS, 1, num_shots) for i in range(start, min(start + 16, clips.stop))]
+        examples = [example(split, i, ONE_EACH, num_shots) for i in range(start, min(start + 16, clips.stop))]
         packed = pack(examples)
         asked = packed.targets != END
         hits = (answer_logits(model, packed, last=drop_after)[asked].argmax(-1) == packed.targets[asked]).tolist()

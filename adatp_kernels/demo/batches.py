@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,10 +10,11 @@ import torch
 from torch import Tensor
 
 from adatp_kernels.demo.network import ASSISTANT, CELLS, END, PAD, USER, VIDEO, WORDS
-from adatp_kernels.demo.questions import Question, ask
+from adatp_kernels.demo.questions import KINDS, Question, ask
 from adatp_kernels.demo.scenes import Clip, draw_clip, render
 
 SPLITS = ("train", "calibration", "held-out")
+ONE_EACH = dict.fromkeys(KINDS, 1)
 _ID = {word: number for number, word in enumerate(WORDS)}
 
 
@@ -27,16 +28,16 @@ class Example:
 
 
 def example(
-    split: str, number: int, kinds: Sequence[str], per_kind: int = 1, num_shots: int = 8, seed: int = 0
+    split: str, number: int, questions: Mapping[str, int] = ONE_EACH, num_shots: int = 8, seed: int = 0
 ) -> Example:
-    """The clip number `number` of a split, with up to `per_kind` questions of every kind.
+    """The clip number `number` of a split, with as many questions of each kind as `questions` says, if it offers them.
 
     The same arguments give the same clip and questions everywhere; different splits and numbers are independent.
     """
     rng = np.random.default_rng([seed, SPLITS.index(split), number, num_shots])
     clip = draw_clip(rng, num_shots)
-    questions = [question for kind in kinds for question in ask(clip, kind, rng, per_kind)]
-    return Example(clip, render(clip), tuple(questions))
+    asked = [question for kind, count in questions.items() for question in ask(clip, kind, rng, count)]
+    return Example(clip, render(clip), tuple(asked))
 
 
 def pixels(frames: np.ndarray) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,6 @@ from torch import nn
 
 from adatp_kernels.demo.answering import accuracy, answer_logits
 from adatp_kernels.demo.batches import example, pack
-from adatp_kernels.demo.questions import KINDS
 from adatp_kernels.demo.tower_training import disturb
 
 
@@ -31,8 +30,8 @@ class Lesson:
         Of every clip; it has twice as many frames.
     clips : int
         In a batch.
-    per_kind : int
-        Questions of each kind about a clip, where it offers as many.
+    questions : mapping of str to int
+        How many of each kind about a clip, where it offers as many.
     late : int
         The layer from which on a question sees the video is drawn from 0 … `late`, once per clip and step.
     """
@@ -40,20 +39,24 @@ class Lesson:
     steps: int
     num_shots: int
     clips: int
-    per_kind: int
+    questions: Mapping[str, int]
     late: int
 
 
+SETS = 3
+
+
 def share_queries_and_keys(model: Any) -> None:
-    """Let all decoder layers but the first have the same query and key projections; saved, they are copies.
+    """Let every third decoder layer, the first apart, have the same query and key projections; saved, they are copies.
 
     A question that may see the video from layer 5 on only learns to read it there, and what earlier layers attend to is
     left to chance: it then is anything but what matters. With shared projections, early layers look where later ones
     read, which is what pruning by attention assumes of any model.
     """
-    shared = model.model.language_model.layers[1].self_attn
-    for layer in model.model.language_model.layers[2:]:
-        layer.self_attn.q_proj, layer.self_attn.k_proj = shared.q_proj, shared.k_proj
+    layers = model.model.language_model.layers
+    for number in range(1 + SETS, len(layers)):
+        attention, shared = layers[number].self_attn, layers[number - SETS].self_attn
+        attention.q_proj, attention.k_proj = shared.q_proj, shared.k_proj
 
 
 def train_decoder(
@@ -92,7 +95,7 @@ def train_decoder(
             group["lr"] = learning_rate * min(1.0, (step + 1) / 100, max(0.02, (total - step) / decay))
         generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
         numbers = range(step * 64, step * 64 + lesson.clips)
-        packed = pack([example("train", i, KINDS, lesson.per_kind, lesson.num_shots, seed) for i in numbers])
+        packed = pack([example("train", i, lesson.questions, lesson.num_shots, seed) for i in numbers])
         packed = dataclasses.replace(packed, pixels=disturb(packed.pixels, generator))
         late = torch.randint(0, lesson.late + 1, (lesson.clips,), generator=generator)
         loss = F.cross_entropy(answer_logits(model, packed, first=late), packed.targets)
@@ -101,14 +104,14 @@ def train_decoder(
         nn.utils.clip_grad_norm_(trained, 1.0)
         optimizer.step()
         losses.append(loss.item())
-        if (step + 1) % 50 == 0 or step + 1 == total:
+        if (step + 1) % 25 == 0 or step + 1 == total:
             entry: dict[str, Any] = {
                 "step": step + 1,
                 "shots": lesson.num_shots,
                 "loss": round(float(np.mean(losses)), 4),
             }
             losses = []
-            if (step + 1) % 400 == 0 or step + 1 == total:
+            if (step + 1) % 300 == 0 or step + 1 == total:
                 entry["calibration"] = accuracy(model, "calibration", range(64), lesson.num_shots)
                 entry["dropped_after_3"] = accuracy(model, "calibration", range(64), lesson.num_shots, drop_after=3)
                 torch.save(

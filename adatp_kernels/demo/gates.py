@@ -33,7 +33,7 @@ def _shares(hits: Iterable[tuple[str, bool]]) -> Accuracy:
 
 def _examples(split: str, clips: range, what: str) -> Iterator[Example]:
     for number in tqdm(clips, desc=what, unit="clip", delay=1, leave=False):
-        yield example(split, number, KINDS)
+        yield example(split, number)
 
 
 @torch.no_grad()
@@ -95,7 +95,7 @@ def fixed_frame_bound(split: str, clips: range) -> Accuracy:
 
     It is taken to know the answer as soon as the frame shows any of the evidence.
     """
-    shown: dict[str, list[np.ndarray]] = defaultdict(list)
+    shown: dict[str, list[Any]] = defaultdict(list)
     for one in _examples(split, clips, "looking at single frames"):
         for question in one.questions:
             shown[question.kind].append(question.tokens(one.clip).any(1))
@@ -113,7 +113,8 @@ def calibrate_segments(model: Any, clips: range) -> dict[str, float]:
         ``threshold``, halfway between the two sides where they don't overlap, and the share of neighbouring frames
         that it puts right: ``within`` a shot and ``across`` a cut.
     """
-    cosines, same = [], []
+    cosines: list[Tensor] = []
+    same: list[Tensor] = []
     for one in _examples("calibration", clips, "finding segments"):
         _, features = frame_features(model, pixels(one.frames)[None])
         for found, parts in zip(neighbour_cosines(features[None], [one.clip]), (cosines, same), strict=True):

@@ -8,7 +8,6 @@ import tokenizers
 import torch
 import transformers
 
-from adatp_kernels.demo.questions import NUMBERS
 from adatp_kernels.demo.scenes import COLORS, PATTERNS, PLACES, SHAPES, SIDE, SIZE
 
 SPECIAL = ("<pad>", "<unk>", "<image>", "<video>", "<user>", "<assistant>", "<end>")
@@ -17,8 +16,10 @@ FUNCTION_WORDS = (
     "what", "which", "where", "how", "many", "is", "are", "in", "the", "or", "color", "shape", "shot", "shows", "things",
     "comes", "first", "follows",
 )  # fmt: skip
-WORDS = (*SPECIAL, *FUNCTION_WORDS, *COLORS, *SHAPES, *PATTERNS, *PLACES, *NUMBERS)
+WORDS = (*SPECIAL, *FUNCTION_WORDS, *COLORS, *SHAPES, *PATTERNS, *PLACES, "one", "two", "three")
 CELLS = SIDE * SIDE  # visual tokens of a frame: the tower's 6 × 6 patches, pooled
+
+COPY = 0.2
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}<user> {% for part in message['content'] %}"
@@ -100,8 +101,10 @@ def _initialise(model: Any) -> None:
         attention, mlp = layer.self_attn, layer.mlp
         for linear in (attention.k_proj, attention.v_proj, attention.o_proj, mlp.gate_proj, mlp.up_proj, mlp.down_proj):
             torch.nn.init.normal_(linear.weight, std=linear.in_features**-0.5)
-        for into_stream in (attention.o_proj, mlp.down_proj):
-            into_stream.weight.data.mul_((2 * depth) ** -0.5)
-        key = 0.7 * attention.k_proj.weight.data.view(-1, attention.head_dim, attention.k_proj.in_features)
+        mlp.down_proj.weight.data.mul_((2 * depth) ** -0.5)
+        heads = (-1, attention.head_dim, attention.k_proj.in_features)
+        key = 0.7 * attention.k_proj.weight.data.view(heads)
         attention.k_proj.weight.data.copy_(key.flatten(0, 1))
         attention.q_proj.weight.data.copy_(key.repeat_interleave(attention.num_key_value_groups, 0).flatten(0, 1))
+        value = attention.v_proj.weight.data.view(heads).repeat_interleave(attention.num_key_value_groups, 0)
+        attention.o_proj.weight.data.copy_(COPY * value.flatten(0, 1).T)

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
-from adatp_kernels.demo.scenes import COLORS, PATTERNS, PLACES, SHAPES, Clip
-
-NUMBERS = ("one", "two", "three")
+from adatp_kernels.demo.scenes import COLORS, PATTERNS, PLACES, SHAPES, Clip, Thing
 
 
 @dataclass(frozen=True)
@@ -40,74 +39,66 @@ class Question:
         return holds
 
 
+def _things(clip: Clip) -> list[tuple[str, Thing, tuple[tuple[int, int], ...]]]:
+    """Pattern and thing of every shot that shows one, and where that is."""
+    return [
+        (PATTERNS[shot.pattern], shot.thing, ((number, shot.thing.place),))
+        for number, shot in enumerate(clip.shots)
+        if shot.thing
+    ]
+
+
+def _name(thing: Thing) -> str:
+    return f"{COLORS[thing.color]} {SHAPES[thing.shape]}"
+
+
 def _color(clip: Clip, rng: np.random.Generator) -> Iterator[Question]:
-    for number, shot in enumerate(clip.shots):
-        for thing in shot.things:
-            text = f"what color is the {SHAPES[thing.shape]} in the {PATTERNS[shot.pattern]} shot"
-            yield Question("color", text, COLORS[thing.color], ((number, thing.place),))
+    for _, thing, where in _things(clip):
+        yield Question("color", f"what color is the {SHAPES[thing.shape]}", COLORS[thing.color], where)
 
 
 def _shape(clip: Clip, rng: np.random.Generator) -> Iterator[Question]:
-    for number, shot in enumerate(clip.shots):
-        for thing in shot.things:
-            text = f"what shape is {COLORS[thing.color]} in the {PATTERNS[shot.pattern]} shot"
-            yield Question("shape", text, SHAPES[thing.shape], ((number, thing.place),))
+    for _, thing, where in _things(clip):
+        yield Question("shape", f"what shape is {COLORS[thing.color]}", SHAPES[thing.shape], where)
 
 
 def _place(clip: Clip, rng: np.random.Generator) -> Iterator[Question]:
-    for number, shot in enumerate(clip.shots):
-        for thing in shot.things:
-            text = f"where is the {COLORS[thing.color]} {SHAPES[thing.shape]}"
-            yield Question("place", text, PLACES[thing.place], ((number, thing.place),))
+    for _, thing, where in _things(clip):
+        yield Question("place", f"where is the {_name(thing)}", PLACES[thing.place], where)
 
 
 def _shot(clip: Clip, rng: np.random.Generator) -> Iterator[Question]:
-    for number, shot in enumerate(clip.shots):
-        for thing in shot.things:
-            text = f"which shot shows the {COLORS[thing.color]} {SHAPES[thing.shape]}"
-            yield Question("shot", text, PATTERNS[shot.pattern], ((number, thing.place),))
+    for pattern, thing, where in _things(clip):
+        yield Question("shot", f"which shot shows the {_name(thing)}", pattern, where)
 
 
-def _count(clip: Clip, rng: np.random.Generator) -> Iterator[Question]:
-    # Shots with one thing are more frequent: first the number, then one of the shots that have it.
-    by_size = [[number for number, shot in enumerate(clip.shots) if len(shot.things) == size] for size in (1, 2, 3)]
-    if not all(by_size):
-        return
-    for size, numbers in enumerate(by_size, 1):
-        number = int(rng.choice(numbers))
-        shot = clip.shots[number]
-        text = f"how many things are in the {PATTERNS[shot.pattern]} shot"
-        yield Question("count", text, NUMBERS[size - 1], tuple((number, thing.place) for thing in shot.things))
+def _scene(clip: Clip, rng: np.random.Generator) -> Iterator[Question]:
+    for pattern, thing, where in _things(clip):
+        yield Question("scene", f"what color is in the {pattern} shot", COLORS[thing.color], where)
+        yield Question("scene", f"what shape is in the {pattern} shot", SHAPES[thing.shape], where)
 
 
 def _order(clip: Clip, rng: np.random.Generator) -> Iterator[Question]:
-    for first, earlier in enumerate(clip.shots):
-        for second in range(first + 1, len(clip.shots)):
-            for a in earlier.things:
-                for b in clip.shots[second].things:
-                    if a.color == b.color:
-                        continue
-                    names = [f"{COLORS[thing.color]} {SHAPES[thing.shape]}" for thing in (a, b)]
-                    one, other = rng.permutation(names)
-                    text = f"which comes first the {one} or the {other}"
-                    yield Question("order", text, COLORS[a.color], ((first, a.place), (second, b.place)))
+    for (_, earlier, here), (_, later, there) in itertools.combinations(_things(clip), 2):
+        one, other = (earlier, later) if rng.random() < 0.5 else (later, earlier)
+        text = f"which comes first the {_name(one)} or the {_name(other)}"
+        yield Question("order", text, COLORS[earlier.color], here + there)
 
 
 def _next(clip: Clip, rng: np.random.Generator) -> Iterator[Question]:
-    for number, (shot, following) in enumerate(zip(clip.shots, clip.shots[1:], strict=False), 1):
-        text = f"which shot follows the {PATTERNS[shot.pattern]} shot"
+    for number, (shot, following) in enumerate(itertools.pairwise(clip.shots), 1):
         everywhere = tuple((number, place) for place in range(len(PLACES)))
+        text = f"which shot follows the {PATTERNS[shot.pattern]} shot"
         yield Question("next", text, PATTERNS[following.pattern], everywhere)
 
 
 def _after(clip: Clip, rng: np.random.Generator) -> Iterator[Question]:
-    for number, (shot, following) in enumerate(zip(clip.shots, clip.shots[1:], strict=False), 1):
-        if len(following.things) == 1:
-            (thing,) = following.things
-            evidence = ((number, thing.place),)
-            pattern = PATTERNS[shot.pattern]
-            yield Question("after", f"what color follows the {pattern} shot", COLORS[thing.color], evidence)
-            yield Question("after", f"what shape follows the {pattern} shot", SHAPES[thing.shape], evidence)
+    for number, (shot, following) in enumerate(itertools.pairwise(clip.shots), 1):
+        if following.thing:
+            pattern, thing = PATTERNS[shot.pattern], following.thing
+            where = ((number, thing.place),)
+            yield Question("after", f"what color follows the {pattern} shot", COLORS[thing.color], where)
+            yield Question("after", f"what shape follows the {pattern} shot", SHAPES[thing.shape], where)
 
 
 _ASK: dict[str, Callable[[Clip, np.random.Generator], Iterator[Question]]] = {
@@ -115,7 +106,7 @@ _ASK: dict[str, Callable[[Clip, np.random.Generator], Iterator[Question]]] = {
     "shape": _shape,
     "place": _place,
     "shot": _shot,
-    "count": _count,
+    "scene": _scene,
     "order": _order,
     "next": _next,
     "after": _after,
@@ -127,7 +118,7 @@ CHANCE = {
     "shape": 1 / len(SHAPES),
     "place": 1 / len(PLACES),
     "shot": 1 / len(PATTERNS),
-    "count": 1 / len(NUMBERS),
+    "scene": 1 / len(COLORS),
     "order": 1 / 2,
     "next": 1 / (len(PATTERNS) - 1),
     "after": 1 / len(COLORS),

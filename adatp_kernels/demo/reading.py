@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -68,7 +68,7 @@ def attend(
     The same as a mask of shape [T, T] would do, at less than half of the cost: no question computes the logits that
     another question's keys would give.
     """
-    groups, layer, split = query.shape[1] // key.shape[1], int(module.layer_idx), reading.video
+    groups, layer, split = query.shape[1] // key.shape[1], cast(int, module.layer_idx), reading.video
     key, value = (x.repeat_interleave(groups, 1) for x in (key, value))
     video = _video(query[:, :, :split], key[:, :, :split], value[:, :, :split], scaling, reading.dropped(layer))
     asked = query[:, :, split:] * scaling

@@ -42,8 +42,8 @@ class Shot:
         Index into `PATTERNS`.
     tones : float array [2, 3]
         The two colours of the pattern.
-    things : tuple of Thing
-        What questions ask about; no two share a place, a colour or a shape.
+    thing : Thing or None
+        What questions ask about.
     blobs : tuple of Thing
         Grey distractors; their `color` is a grey level.
     shakes : int array [frames, 2]
@@ -54,7 +54,7 @@ class Shot:
 
     pattern: int
     tones: np.ndarray
-    things: tuple[Thing, ...]
+    thing: Thing | None
     blobs: tuple[Thing, ...]
     shakes: np.ndarray
     seed: int
@@ -80,9 +80,9 @@ class Clip:
 def draw_clip(rng: np.random.Generator, num_shots: int = 8, num_frames: int | None = None) -> Clip:
     """A random clip.
 
-    Every shot has a pattern of its own and one to three things, half of the shots one. No combination of colour and
-    shape occurs twice. The distribution doesn't change when colours, shapes, patterns or places are renamed, so a
-    question that names some of them says nothing about the others.
+    Every shot has a pattern of its own; three of four shots show a thing. No two things share a colour or a shape, so any
+    of the two says which is meant. The distribution doesn't change when colours, shapes, patterns or places are renamed,
+    so a question that names some of them says nothing about the others.
 
     Parameters
     ----------
@@ -93,8 +93,9 @@ def draw_clip(rng: np.random.Generator, num_shots: int = 8, num_frames: int | No
         From `num_shots` to three times that; by default twice that. Shots last one to three frames.
     """
     frames = _lengths(rng, num_shots, 2 * num_shots if num_frames is None else num_frames)
-    sizes = rng.permutation(np.resize([1, 2, 1, 3], num_shots))
-    things = _things(rng, sizes)
+    shown = rng.permutation(num_shots) < -(-3 * num_shots // 4)
+    kinds = zip(rng.permutation(len(COLORS)).tolist(), rng.permutation(len(SHAPES)).tolist(), strict=True)
+    things = [next(kinds) if show else None for show in shown]
     patterns = rng.permutation(len(PATTERNS))[:num_shots]
     return Clip(tuple(_shot(rng, *parts) for parts in zip(patterns, things, frames, strict=True)))
 
@@ -111,20 +112,7 @@ def _lengths(rng: np.random.Generator, num_shots: int, num_frames: int) -> np.nd
             return lengths
 
 
-def _things(rng: np.random.Generator, sizes: np.ndarray) -> list[list[tuple[int, int]]]:
-    """Colour and shape of the things in each shot: distinct within the shot, no combination twice in the clip."""
-    while True:
-        used: set[tuple[int, int]] = set()
-        shots = []
-        for size in sizes:
-            colors, shapes = rng.permutation(len(COLORS))[:size], rng.permutation(len(SHAPES))[:size]
-            shots.append(list(zip(colors.tolist(), shapes.tolist(), strict=True)))
-            used.update(shots[-1])
-        if len(used) == sizes.sum():
-            return shots
-
-
-def _shot(rng: np.random.Generator, pattern: int, kinds: list[tuple[int, int]], frames: int) -> Shot:
+def _shot(rng: np.random.Generator, pattern: int, kind: tuple[int, int] | None, frames: int) -> Shot:
     base = rng.uniform(85, 190) + rng.uniform(-22, 22, 3)
     contrast = rng.uniform(38, 60) * rng.choice((-1, 1))
     places = rng.permutation(SIDE * SIDE).tolist()
@@ -134,7 +122,7 @@ def _shot(rng: np.random.Generator, pattern: int, kinds: list[tuple[int, int]], 
     return Shot(
         pattern=int(pattern),
         tones=np.stack([base, base + contrast]).astype(np.float32),
-        things=tuple(draw(color, shape) for color, shape in kinds),
+        thing=draw(*kind) if kind else None,
         blobs=tuple(draw(int(rng.choice((35, 225))), 0) for _ in range(rng.integers(1, 3))),
         shakes=rng.integers(0, 2 * SHAKE + 1, (frames, 2)),
         seed=int(rng.integers(2**31)),
@@ -150,8 +138,8 @@ def _render_shot(shot: Shot, scale: int) -> np.ndarray:
     canvas = shot.tones[0] * (1 - mix) + shot.tones[1] * mix
     for thing in shot.blobs:
         canvas = _paint(canvas, thing, np.full(3, thing.color, np.float32), x, y, scale, softness=2.0)
-    for thing in shot.things:
-        canvas = _paint(canvas, thing, _RGB[thing.color], x, y, scale, softness=0.5)
+    if shot.thing:
+        canvas = _paint(canvas, shot.thing, _RGB[shot.thing.color], x, y, scale, softness=0.5)
     size = SIZE * scale
     frames = np.stack([canvas[dy * scale :, dx * scale :][:size, :size] for dy, dx in shot.shakes])
     grain = rng.standard_normal(frames.shape[:3], dtype=np.float32)

@@ -21,8 +21,8 @@ def cell_labels(clip: Clip) -> np.ndarray:
     """What each cell of each frame holds: colour and shape (0 for none), pattern and place, int [frames, cells, 4]."""
     labels = np.zeros((len(clip.shots), len(PLACES), 4), dtype=np.int64)
     for number, shot in enumerate(clip.shots):
-        for thing in shot.things:
-            labels[number, thing.place, :2] = thing.color + 1, thing.shape + 1
+        if shot.thing:
+            labels[number, shot.thing.place, :2] = shot.thing.color + 1, shot.thing.shape + 1
         labels[number, :, 2] = shot.pattern
     labels[..., 3] = np.arange(len(PLACES))
     return labels[clip.shot_of_frame]
