@@ -13,7 +13,6 @@ from adatp_kernels.demo.asking import WAYS, answer, pruning, tell_times
 from adatp_kernels.demo.batches import example
 from adatp_kernels.demo.film import film
 from adatp_kernels.demo.picture import draw_survivors
-from adatp_kernels.demo.questions import KINDS
 from adatp_kernels.demo.trained import load_trained
 from adatp_kernels.demo.video import read_frames
 from adatp_kernels.integrations.transformers import Report
@@ -41,7 +40,7 @@ def run_quiz(config: AdaTPConfig, model: Path, output: Path, repeats: int) -> Re
     DemoError
         If the configuration cannot prune this clip.
     """
-    one = example("held-out", CLIP, KINDS)
+    one = example("held-out", CLIP)
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "clip.mp4"
         film(path, one.clip)

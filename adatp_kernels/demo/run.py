@@ -102,7 +102,7 @@ def _frames(options: DemoOptions) -> np.ndarray:
     else:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "clip.mp4"
-            film(path, example("held-out", CLIP, ()).clip)
+            film(path, example("held-out", CLIP).clip)
             frames, source = read_frames(path, count), "a clip of eight shots, rendered to H.264 just now"
     print(f"video: {source}: {len(frames)} frames of {frames.shape[2]}×{frames.shape[1]}")
     return frames

@@ -84,7 +84,7 @@ def _methods(model: Any, threshold: float, prior: str, *, quick: bool) -> list[M
 
 
 def _example(number: int) -> Any:
-    return example("calibration", number, (kind_of(number),))
+    return example("calibration", number, {kind_of(number): 1})
 
 
 def _content_free() -> Iterator[dict[str, Any]]:

@@ -84,7 +84,7 @@ def compare(
     with tqdm(total=len(batches) * len(methods), desc="evaluating", unit="batch", delay=1, smoothing=0.02) as progress:
         for first in batches:
             examples = [
-                example(split, number, (kind_of(number),)) for number in range(first, min(first + BATCH, clips))
+                example(split, number, {kind_of(number): 1}) for number in range(first, min(first + BATCH, clips))
             ]
             inputs, answers = inputs_of(examples)
             relevance = _relevance(model, inputs, examples)

@@ -20,7 +20,7 @@ from adatp_kernels.demo.picture import BORDERS, PAPER, draw_survivors
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory):
     path = tmp_path_factory.mktemp("video") / "clip.mp4"
-    film(path, example("held-out", 0, ()).clip, scale=4, repeats=3)
+    film(path, example("held-out", 0).clip, scale=4, repeats=3)
     return path
 
 

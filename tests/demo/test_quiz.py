@@ -26,7 +26,7 @@ def model(tmp_path_factory):
 
 
 def test_questions_answers_and_marks(capsys, tmp_path, model, monkeypatch):
-    one = example("held-out", quiz.CLIP, KINDS)
+    one = example("held-out", quiz.CLIP)
     assert [question.kind for question in one.questions] == list(KINDS)
     said = [word for question in one.questions for word in (question.answer, "blue")]
     really = quiz.answer
@@ -46,7 +46,7 @@ def test_questions_answers_and_marks(capsys, tmp_path, model, monkeypatch):
 def test_it_is_the_trained_model_that_answers(tmp_path, model):
     demo, threshold = load_trained(model)
     assert threshold == 1.0 and demo.image_size == 48
-    one = example("held-out", 1, ("color",))
+    one = example("held-out", 1, {"color": 1})
     inputs = demo.inputs(one.frames, one.questions[0].text)
     assert inputs["input_ids"].shape == (1, 16 * 9 + 1 + len(one.questions[0].text.split()) + 2)
     config = dataclasses.replace(adatp.AdaTPConfig(), segment_threshold=threshold)

@@ -14,7 +14,7 @@ from adatp_kernels.demo.video import read_frames
 @pytest.fixture(scope="module")
 def clip(tmp_path_factory):
     path = tmp_path_factory.mktemp("video") / "clip.mp4"
-    film(path, example("held-out", 3, ()).clip, scale=4, repeats=3)
+    film(path, example("held-out", 3).clip, scale=4, repeats=3)
     return path
 
 
@@ -22,7 +22,7 @@ def test_a_film_is_h264_and_gives_every_frame_of_its_clip_back(clip):
     with av.open(str(clip)) as container:
         assert container.streams.video[0].codec_context.name == "h264"
     assert read_frames(clip, 10**6).shape == (48, 4 * SIZE, 4 * SIZE, 3)
-    frames, drawn = read_frames(clip, 16).astype(float), render(example("held-out", 3, ()).clip, 4).astype(float)
+    frames, drawn = read_frames(clip, 16).astype(float), render(example("held-out", 3).clip, 4).astype(float)
     # Nearer to the frame that was filmed than to any other, in the mean colours of 16 × 16 pixels.
     small = [x.reshape(16, 12, 16, 12, 16, 3).mean((2, 4)).reshape(16, -1) for x in (frames, drawn)]
     distance = np.abs(small[0][:, None] - small[1][None]).mean(-1)

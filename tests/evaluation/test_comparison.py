@@ -34,7 +34,7 @@ def test_outcomes_are_those_of_one_clip_at_a_time(model):
     outcomes, blind = compare(model, chosen, clips)
     assert len(blind) == clips and all(len(outcome.right) == clips for outcome in outcomes)
     for number in range(clips):
-        one = example("held-out", number, (kind_of(number),))
+        one = example("held-out", number, {kind_of(number): 1})
         inputs, (answer,) = inputs_of([one])
         assert inputs["input_ids"][0].tolist() == prompt(one.questions[0].text, 16)
         with torch.no_grad():
