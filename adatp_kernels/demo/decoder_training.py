@@ -43,20 +43,21 @@ class Lesson:
     late: int
 
 
-SETS = 3
+SHARING = {4: 1, 5: 2, 6: 3}
+"""Layers that have their queries and keys from an earlier one."""
 
 
 def share_queries_and_keys(model: Any) -> None:
-    """Let every third decoder layer, the first apart, have the same query and key projections; saved, they are copies.
+    """Let the layers in which adatp prunes have the same query and key projections as layers that must read; saved, they are copies.
 
     A question that may see the video from layer 5 on only learns to read it there, and what earlier layers attend to is
     left to chance: it then is anything but what matters. With shared projections, early layers look where later ones
     read, which is what pruning by attention assumes of any model.
     """
     layers = model.model.language_model.layers
-    for number in range(1 + SETS, len(layers)):
-        attention, shared = layers[number].self_attn, layers[number - SETS].self_attn
-        attention.q_proj, attention.k_proj = shared.q_proj, shared.k_proj
+    for layer, earlier in SHARING.items():
+        layers[layer].self_attn.q_proj = layers[earlier].self_attn.q_proj
+        layers[layer].self_attn.k_proj = layers[earlier].self_attn.k_proj
 
 
 def train_decoder(
@@ -69,7 +70,7 @@ def train_decoder(
 ) -> None:
     """Train everything but the vision tower, in place; goes on from the checkpoint in `folder`, if there is one.
 
-    The learning rate warms up, stays, and falls over the last 1,500 steps.
+    The learning rate warms up, stays, and falls over the last 1,000 steps.
     """
     model.model.vision_tower.requires_grad_(False)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -78,7 +79,7 @@ def train_decoder(
     groups = [{"params": matrices, "weight_decay": 0.02}, {"params": vectors, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, 0.98))
     total = sum(lesson.steps for lesson in lessons)
-    decay = min(1500, total // 3)
+    decay = min(1000, total // 3)
     plan = [lesson for lesson in lessons for _ in range(lesson.steps)]
     checkpoint = folder / "checkpoint.pt"
     first, spent = 0, 0.0
@@ -111,7 +112,7 @@ def train_decoder(
                 "loss": round(float(np.mean(losses)), 4),
             }
             losses = []
-            if (step + 1) % 300 == 0 or step + 1 == total:
+            if (step + 1) % 150 == 0 or step + 1 == total:
                 entry["calibration"] = accuracy(model, "calibration", range(64), lesson.num_shots)
                 entry["dropped_after_3"] = accuracy(model, "calibration", range(64), lesson.num_shots, drop_after=3)
                 torch.save(
