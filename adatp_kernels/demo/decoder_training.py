@@ -16,7 +16,7 @@ from torch import nn
 
 from adatp_kernels.demo.answering import accuracy, answer_logits
 from adatp_kernels.demo.batches import example, pack
-from adatp_kernels.demo.tower_training import disturb
+from adatp_kernels.demo.tower_training import disturb, frame_features, pattern_alignment
 
 
 @dataclass(frozen=True)
@@ -43,6 +43,7 @@ class Lesson:
     late: int
 
 
+ALIGNMENT = 0.1  # weight of `pattern_alignment` beside the answers
 SHARING = {4: 1, 5: 2, 6: 3}
 """Layers that have their queries and keys from an earlier one."""
 
@@ -96,10 +97,13 @@ def train_decoder(
             group["lr"] = learning_rate * min(1.0, (step + 1) / 100, max(0.02, (total - step) / decay))
         generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
         numbers = range(step * 64, step * 64 + lesson.clips)
-        packed = pack([example("train", i, lesson.questions, lesson.num_shots, seed) for i in numbers])
+        examples = [example("train", i, lesson.questions, lesson.num_shots, seed) for i in numbers]
+        packed = pack(examples)
         packed = dataclasses.replace(packed, pixels=disturb(packed.pixels, generator))
         late = torch.randint(0, lesson.late + 1, (lesson.clips,), generator=generator)
         loss = F.cross_entropy(answer_logits(model, packed, first=late), packed.targets)
+        tokens, _ = frame_features(model, packed.pixels)
+        loss = loss + ALIGNMENT * pattern_alignment(tokens, [one.clip for one in examples])
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(trained, 1.0)

@@ -12,10 +12,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from adatp_kernels.config import AdaTPConfig
-from adatp_kernels.demo.answering import answer_logits
-from adatp_kernels.demo.batches import Example, example, pack, pixels, prompt, words
-from adatp_kernels.demo.network import END
+from adatp_kernels.demo.answering import accuracy
+from adatp_kernels.demo.batches import Example, example, pixels, prompt, words
 from adatp_kernels.demo.questions import CHANCE, KINDS, Question
+from adatp_kernels.demo.scenes import Clip, render
 from adatp_kernels.demo.tower_training import frame_features, neighbour_cosines
 from adatp_kernels.integrations.transformers import accelerate
 
@@ -77,19 +77,10 @@ def swapped_question(model: Any, split: str, clips: range, kinds: Sequence[str] 
     return _shares(hits())
 
 
-@torch.no_grad()
 def drop_all(model: Any, split: str, clips: range, after: int, kinds: Sequence[str] = KINDS) -> Accuracy:
     """Accuracy when all visual tokens are dropped after a layer (−1: before the first)."""
-
-    def hits() -> Iterator[tuple[str, bool]]:
-        for one in _examples(split, clips, kinds, f"dropping all after layer {after}"):
-            packed = pack([one])
-            asked = packed.targets != END
-            replies = answer_logits(model, packed, last=after)[asked].argmax(-1)
-            for question, hit in zip(one.questions, replies == packed.targets[asked], strict=True):
-                yield question.kind, bool(hit)
-
-    return _shares(hits())
+    shares = accuracy(model, split, clips, drop_after=after, kinds=kinds)
+    return {**shares, "all": round(float(np.mean(list(shares.values()))), 4)}
 
 
 def fixed_frame_bound(split: str, clips: range, kinds: Sequence[str] = KINDS) -> Accuracy:
@@ -106,6 +97,11 @@ def fixed_frame_bound(split: str, clips: range, kinds: Sequence[str] = KINDS) ->
 
 
 @torch.no_grad()
+def features_of(model: Any, clip: Clip) -> Tensor:
+    """The tower's mean feature of each frame of a clip, [frames, d], by which adatp finds segments."""
+    return frame_features(model, pixels(render(clip))[None])[1]
+
+
 def calibrate_segments(model: Any, clips: range) -> dict[str, float]:
     """The segment threshold that best tells cuts from steps within a shot, on the calibration split.
 
@@ -118,7 +114,7 @@ def calibrate_segments(model: Any, clips: range) -> dict[str, float]:
     cosines: list[Tensor] = []
     same: list[Tensor] = []
     for one in _examples("calibration", clips, (), "finding segments"):
-        _, features = frame_features(model, pixels(one.frames)[None])
+        features = features_of(model, one.clip)
         for found, parts in zip(neighbour_cosines(features[None], [one.clip]), (cosines, same), strict=True):
             parts.append(found)
     cosine, within = torch.cat(cosines), torch.cat(same)

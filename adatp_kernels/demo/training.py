@@ -75,7 +75,7 @@ def measure(model: Any, clips: int) -> dict[str, Any]:
         "accuracy": accuracy,
         "swapped_question": gates.swapped_question(model, split, numbers, kinds),
         "all_dropped_after_layer": {
-            l: gates.drop_all(model, split, numbers, l, kinds) for layer in (-1, 0, 1, 2, 3, 4, 5, 7)
+            layer: gates.drop_all(model, split, numbers, layer, kinds) for layer in (-1, 0, 1, 2, 3, 4, 5, 7)
         },
         "segments": segments,
         "pruned_to_0.273": {

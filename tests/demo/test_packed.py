@@ -56,7 +56,10 @@ def test_reading_from_the_first_layer_on_is_reading(model):
 def test_prompts_are_what_the_tokenizer_makes_of_the_chat_template():
     tokenizer = build_tokenizer()
     for question in example("train", 0).questions:
-        turn = {"role": "user", "content": [{"type": "video"}, {"type": "text", "text": question.text.capitalize() + "?"}]}
+        turn = {
+            "role": "user",
+            "content": [{"type": "video"}, {"type": "text", "text": question.text.capitalize() + "?"}],
+        }
         text = tokenizer.apply_chat_template([turn], add_generation_prompt=True, tokenize=False)
         ids = tokenizer(text)["input_ids"]
         place = ids.index(VIDEO)
