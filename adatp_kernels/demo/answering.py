@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from adatp_kernels.demo.batches import ONE_EACH, Packed, example, pack
+from adatp_kernels.demo.batches import Packed, example, pack
 from adatp_kernels.demo.network import END
 from adatp_kernels.demo.questions import KINDS
 from adatp_kernels.demo.reading import Reading, packed_attention
@@ -32,7 +33,12 @@ def answer_logits(model: Any, packed: Packed, first: Tensor | None = None, last:
 
 @torch.no_grad()
 def accuracy(
-    model: Any, split: str, clips: range, num_shots: int = 8, drop_after: int | None = None
+    model: Any,
+    split: str,
+    clips: range,
+    num_shots: int = 8,
+    drop_after: int | None = None,
+    kinds: Sequence[str] = KINDS,
 ) -> dict[str, float]:
     """Share of right answers per kind of question, one question of each kind per clip.
 
@@ -45,14 +51,15 @@ def accuracy(
     num_shots : int
     drop_after : int, optional
         Drop all visual tokens after this layer (−1: before the first).
+    kinds : sequence of str
     """
-    right: dict[str, list[bool]] = {kind: [] for kind in KINDS}
+    right: dict[str, list[bool]] = {kind: [] for kind in kinds}
     for start in range(clips.start, clips.stop, 16):
-        examples = [example(split, i, ONE_EACH, num_shots) for i in range(start, min(start + 16, clips.stop))]
+        numbers = range(start, min(start + 16, clips.stop))
+        examples = [example(split, number, dict.fromkeys(kinds, 1), num_shots) for number in numbers]
         packed = pack(examples)
         asked = packed.targets != END
         hits = (answer_logits(model, packed, last=drop_after)[asked].argmax(-1) == packed.targets[asked]).tolist()
-        kinds = [question.kind for one in examples for question in one.questions]
-        for kind, hit in zip(kinds, hits, strict=True):
-            right[kind].append(hit)
+        for question, hit in zip((question for one in examples for question in one.questions), hits, strict=True):
+            right[question.kind].append(hit)
     return {kind: round(float(np.mean(hits)), 4) for kind, hits in right.items() if hits}

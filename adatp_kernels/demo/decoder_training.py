@@ -16,7 +16,7 @@ from torch import nn
 
 from adatp_kernels.demo.answering import accuracy, answer_logits
 from adatp_kernels.demo.batches import example, pack
-from adatp_kernels.demo.tower_training import disturb
+from adatp_kernels.demo.tower_training import disturb, frame_features, pattern_alignment
 
 
 @dataclass(frozen=True)
@@ -43,20 +43,22 @@ class Lesson:
     late: int
 
 
-SETS = 3
+ALIGNMENT = 0.1  # weight of `pattern_alignment` beside the answers
+SHARING = {4: 1, 5: 2, 6: 3}
+"""Layers that have their queries and keys from an earlier one."""
 
 
 def share_queries_and_keys(model: Any) -> None:
-    """Let every third decoder layer, the first apart, have the same query and key projections; saved, they are copies.
+    """Let the layers in which adatp prunes have the same query and key projections as layers that must read; saved, they are copies.
 
     A question that may see the video from layer 5 on only learns to read it there, and what earlier layers attend to is
     left to chance: it then is anything but what matters. With shared projections, early layers look where later ones
     read, which is what pruning by attention assumes of any model.
     """
     layers = model.model.language_model.layers
-    for number in range(1 + SETS, len(layers)):
-        attention, shared = layers[number].self_attn, layers[number - SETS].self_attn
-        attention.q_proj, attention.k_proj = shared.q_proj, shared.k_proj
+    for layer, earlier in SHARING.items():
+        layers[layer].self_attn.q_proj = layers[earlier].self_attn.q_proj
+        layers[layer].self_attn.k_proj = layers[earlier].self_attn.k_proj
 
 
 def train_decoder(
@@ -69,7 +71,7 @@ def train_decoder(
 ) -> None:
     """Train everything but the vision tower, in place; goes on from the checkpoint in `folder`, if there is one.
 
-    The learning rate warms up, stays, and falls over the last 1,500 steps.
+    The learning rate warms up, stays, and falls over the last 1,000 steps.
     """
     model.model.vision_tower.requires_grad_(False)
     trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
@@ -78,7 +80,7 @@ def train_decoder(
     groups = [{"params": matrices, "weight_decay": 0.02}, {"params": vectors, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, 0.98))
     total = sum(lesson.steps for lesson in lessons)
-    decay = min(1500, total // 3)
+    decay = min(1000, total // 3)
     plan = [lesson for lesson in lessons for _ in range(lesson.steps)]
     checkpoint = folder / "checkpoint.pt"
     first, spent = 0, 0.0
@@ -95,10 +97,13 @@ def train_decoder(
             group["lr"] = learning_rate * min(1.0, (step + 1) / 100, max(0.02, (total - step) / decay))
         generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
         numbers = range(step * 64, step * 64 + lesson.clips)
-        packed = pack([example("train", i, lesson.questions, lesson.num_shots, seed) for i in numbers])
+        examples = [example("train", i, lesson.questions, lesson.num_shots, seed) for i in numbers]
+        packed = pack(examples)
         packed = dataclasses.replace(packed, pixels=disturb(packed.pixels, generator))
         late = torch.randint(0, lesson.late + 1, (lesson.clips,), generator=generator)
         loss = F.cross_entropy(answer_logits(model, packed, first=late), packed.targets)
+        tokens, _ = frame_features(model, packed.pixels)
+        loss = loss + ALIGNMENT * pattern_alignment(tokens, [one.clip for one in examples])
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(trained, 1.0)
@@ -111,7 +116,7 @@ def train_decoder(
                 "loss": round(float(np.mean(losses)), 4),
             }
             losses = []
-            if (step + 1) % 300 == 0 or step + 1 == total:
+            if (step + 1) % 150 == 0 or step + 1 == total:
                 entry["calibration"] = accuracy(model, "calibration", range(64), lesson.num_shots)
                 entry["dropped_after_3"] = accuracy(model, "calibration", range(64), lesson.num_shots, drop_after=3)
                 torch.save(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -12,10 +12,10 @@ from torch import Tensor
 from tqdm import tqdm
 
 from adatp_kernels.config import AdaTPConfig
-from adatp_kernels.demo.answering import answer_logits
-from adatp_kernels.demo.batches import Example, example, pack, pixels, prompt, words
-from adatp_kernels.demo.network import END
+from adatp_kernels.demo.answering import accuracy
+from adatp_kernels.demo.batches import Example, example, pixels, prompt, words
 from adatp_kernels.demo.questions import CHANCE, KINDS, Question
+from adatp_kernels.demo.scenes import Clip, render
 from adatp_kernels.demo.tower_training import frame_features, neighbour_cosines
 from adatp_kernels.integrations.transformers import accelerate
 
@@ -31,9 +31,9 @@ def _shares(hits: Iterable[tuple[str, bool]]) -> Accuracy:
     return {kind: round(share, 4) for kind, share in {**shares, "all": float(np.mean(list(shares.values())))}.items()}
 
 
-def _examples(split: str, clips: range, what: str) -> Iterator[Example]:
+def _examples(split: str, clips: range, kinds: Sequence[str], what: str) -> Iterator[Example]:
     for number in tqdm(clips, desc=what, unit="clip", delay=1, leave=False):
-        yield example(split, number)
+        yield example(split, number, dict.fromkeys(kinds, 1))
 
 
 @torch.no_grad()
@@ -44,11 +44,13 @@ def _reply(model: Any, frames: Tensor, text: str) -> int:
     return int(output.logits[0, -1].argmax())
 
 
-def single_question(model: Any, split: str, clips: range, config: AdaTPConfig | None = None) -> Accuracy:
+def single_question(
+    model: Any, split: str, clips: range, kinds: Sequence[str] = KINDS, config: AdaTPConfig | None = None
+) -> Accuracy:
     """Accuracy with one question per prompt through the model's plain forward, pruned as `config` says, if at all."""
 
     def hits() -> Iterator[tuple[str, bool]]:
-        for one in _examples(split, clips, "asking"):
+        for one in _examples(split, clips, kinds, "asking"):
             frames = pixels(one.frames)
             for question in one.questions:
                 yield question.kind, _reply(model, frames, question.text) == words(question.answer)[0]
@@ -59,12 +61,12 @@ def single_question(model: Any, split: str, clips: range, config: AdaTPConfig | 
         return _shares(hits())
 
 
-def swapped_question(model: Any, split: str, clips: range) -> Accuracy:
+def swapped_question(model: Any, split: str, clips: range, kinds: Sequence[str] = KINDS) -> Accuracy:
     """Accuracy when every clip is asked the question of the clip before it, but its own answer is expected."""
 
     def hits() -> Iterator[tuple[str, bool]]:
         before: dict[str, Question] = {}
-        for one in _examples(split, clips, "asking what isn't meant"):
+        for one in _examples(split, clips, kinds, "asking what isn't meant"):
             frames = pixels(one.frames)
             for question in one.questions:
                 if question.kind in before:
@@ -75,28 +77,19 @@ def swapped_question(model: Any, split: str, clips: range) -> Accuracy:
     return _shares(hits())
 
 
-@torch.no_grad()
-def drop_all(model: Any, split: str, clips: range, after: int) -> Accuracy:
+def drop_all(model: Any, split: str, clips: range, after: int, kinds: Sequence[str] = KINDS) -> Accuracy:
     """Accuracy when all visual tokens are dropped after a layer (−1: before the first)."""
-
-    def hits() -> Iterator[tuple[str, bool]]:
-        for one in _examples(split, clips, f"dropping all after layer {after}"):
-            packed = pack([one])
-            asked = packed.targets != END
-            replies = answer_logits(model, packed, last=after)[asked].argmax(-1)
-            for question, hit in zip(one.questions, replies == packed.targets[asked], strict=True):
-                yield question.kind, bool(hit)
-
-    return _shares(hits())
+    shares = accuracy(model, split, clips, drop_after=after, kinds=kinds)
+    return {**shares, "all": round(float(np.mean(list(shares.values()))), 4)}
 
 
-def fixed_frame_bound(split: str, clips: range) -> Accuracy:
+def fixed_frame_bound(split: str, clips: range, kinds: Sequence[str] = KINDS) -> Accuracy:
     """The most that a policy can reach which sees one fixed frame, the best for each kind, and guesses the rest.
 
     It is taken to know the answer as soon as the frame shows any of the evidence.
     """
     shown: dict[str, list[Any]] = defaultdict(list)
-    for one in _examples(split, clips, "looking at single frames"):
+    for one in _examples(split, clips, kinds, "looking at single frames"):
         for question in one.questions:
             shown[question.kind].append(question.tokens(one.clip).any(1))
     best = {kind: float(np.mean(frames, axis=0).max()) for kind, frames in shown.items()}
@@ -104,6 +97,11 @@ def fixed_frame_bound(split: str, clips: range) -> Accuracy:
 
 
 @torch.no_grad()
+def features_of(model: Any, clip: Clip) -> Tensor:
+    """The tower's mean feature of each frame of a clip, [frames, d], by which adatp finds segments."""
+    return frame_features(model, pixels(render(clip))[None])[1]
+
+
 def calibrate_segments(model: Any, clips: range) -> dict[str, float]:
     """The segment threshold that best tells cuts from steps within a shot, on the calibration split.
 
@@ -115,8 +113,8 @@ def calibrate_segments(model: Any, clips: range) -> dict[str, float]:
     """
     cosines: list[Tensor] = []
     same: list[Tensor] = []
-    for one in _examples("calibration", clips, "finding segments"):
-        _, features = frame_features(model, pixels(one.frames)[None])
+    for one in _examples("calibration", clips, (), "finding segments"):
+        features = features_of(model, one.clip)
         for found, parts in zip(neighbour_cosines(features[None], [one.clip]), (cosines, same), strict=True):
             parts.append(found)
     cosine, within = torch.cat(cosines), torch.cat(same)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -113,6 +114,26 @@ def train_tower(model: Any, steps: int, batch: int = 8, seed: int = 0, log: Any 
                     "seconds": round(time.perf_counter() - started, 1),
                 }
             )
+
+
+def pattern_alignment(tokens: Tensor, clips: Sequence[Clip]) -> Tensor:
+    """How badly tokens with a thing tell their pattern in the way that tokens without one do, a scalar loss.
+
+    Left alone, the tower writes the background of a cell with a thing into other directions than that of an empty cell,
+    and a question that matches the one doesn't find the other.
+
+    Parameters
+    ----------
+    tokens : Tensor [frames, cells, D]
+        Visual tokens of all clips.
+    clips : sequence of Clip
+    """
+    labels = torch.from_numpy(np.concatenate([cell_labels(clip) for clip in clips])).flatten(0, 1)
+    unit, empty = F.normalize(tokens.flatten(0, 1), dim=-1), labels[:, 0] == 0
+    others = unit[empty].detach()
+    member = F.one_hot(labels[empty, 2], len(PATTERNS)).to(others.dtype)
+    centre = (member.T @ others) / member.sum(0).clamp(min=1)[:, None] - others.mean(0)
+    return F.cross_entropy(25 * unit[~empty] @ F.normalize(centre, dim=-1).T, labels[~empty, 2])
 
 
 def neighbour_cosines(features: Tensor, clips: list[Clip]) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,67 @@
+"""The model that ships: it loads as any checkpoint does, answers as often as its record says, and reads real files."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from adatp_kernels.demo import gates
+from adatp_kernels.demo.answering import accuracy
+from adatp_kernels.demo.batches import example
+from adatp_kernels.demo.film import film
+from adatp_kernels.demo.models import load_model
+from adatp_kernels.demo.network import build_tokenizer
+from adatp_kernels.demo.scenes import draw_clip
+from adatp_kernels.demo.training import GATE, MODEL
+from adatp_kernels.demo.video import read_frames
+from adatp_kernels.segments import segment_frames
+
+
+@pytest.fixture(scope="module")
+def record():
+    return json.loads((MODEL / "training.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def demo():
+    return load_model(str(MODEL))
+
+
+def test_it_is_small():
+    assert (MODEL / "model.safetensors").stat().st_size <= 8e6
+
+
+def test_tokenizer_is_that_of_the_training(demo):
+    text = "Where is the red circle?"
+    assert demo.encode(text, 145).tolist()[0][-6:] == build_tokenizer()(text + " <assistant>")["input_ids"]
+
+
+def test_it_answers_what_it_learned(demo, record):
+    found = accuracy(demo.model, "held-out", range(10_000, 10_200), kinds=record["measured"]["kinds"])
+    assert len(found) >= 6
+    # 200 questions of a kind that is answered right 95 times in 100: three standard deviations are 0.046.
+    assert {kind: share for kind, share in found.items() if share < GATE - 0.046} == {}
+
+
+@torch.no_grad()
+def test_it_answers_about_a_video_file(demo, record, tmp_path):
+    right = []
+    for number in range(5):
+        one = example("held-out", 20_000 + number, dict.fromkeys(record["measured"]["kinds"], 1))
+        film(tmp_path / "clip.mp4", one.clip, scale=4, repeats=2)
+        frames = read_frames(tmp_path / "clip.mp4", 16)
+        for question in one.questions:
+            inputs = demo.inputs(frames, question.text)
+            output = demo.model.generate(**inputs, max_new_tokens=4, do_sample=False)
+            right.append(demo.decode(output[0, inputs["input_ids"].shape[1] :]).strip() == question.answer)
+    assert np.mean(right) > 0.85
+
+
+@torch.no_grad()
+def test_its_threshold_finds_the_shots(demo, record):
+    for seed in range(10):
+        clip = draw_clip(np.random.default_rng([3, seed]))
+        features = gates.features_of(demo.model, clip)
+        found = segment_frames(features, record["measured"]["segments"]["threshold"])
+        assert found.tolist() == clip.shot_of_frame.tolist()
