@@ -40,7 +40,9 @@ def run_quiz(config: AdaTPConfig, model: Path, output: Path, repeats: int) -> Re
     DemoError
         If the configuration cannot prune this clip.
     """
-    one = example("held-out", CLIP)
+    trained = load_trained(model)
+    demo, config = trained.demo, dataclasses.replace(config, segment_threshold=trained.threshold)
+    one = example("held-out", CLIP, dict.fromkeys(trained.kinds, 1))
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "clip.mp4"
         film(path, one.clip)
@@ -49,8 +51,6 @@ def run_quiz(config: AdaTPConfig, model: Path, output: Path, repeats: int) -> Re
     print(
         f"video: a synthetic clip of {len(one.clip.shots)} shots, filmed to H.264 just now: {len(frames)} frames of {size}"
     )
-    demo, threshold = load_trained(model)
-    config = dataclasses.replace(config, segment_threshold=threshold)
     print(
         f"model: a LLaVA-OneVision of {sum(p.numel() for p in demo.model.parameters()) / 1e6:.1f} million parameters, trained on such clips"
     )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 
 from adatp_kernels.demo.errors import DemoError
@@ -11,8 +12,26 @@ from adatp_kernels.demo.models import DemoModel, load_model
 MODEL = Path(__file__).with_name("model")
 
 
-def load_trained(folder: Path) -> tuple[DemoModel, float]:
-    """The model that the training wrote to `folder`, and the `segment_threshold` that finds the shots of its clips.
+@dataclass(frozen=True)
+class Trained:
+    """A model that answers questions about synthetic clips.
+
+    Attributes
+    ----------
+    demo : DemoModel
+    threshold : float
+        The `segment_threshold` that finds the shots of its clips, measured on clips of their own.
+    kinds : tuple of str
+        The kinds of questions that it answers well enough to compare pruners by.
+    """
+
+    demo: DemoModel
+    threshold: float
+    kinds: tuple[str, ...]
+
+
+def load_trained(folder: Path) -> Trained:
+    """The model that the training wrote to `folder`.
 
     Raises
     ------
@@ -20,11 +39,11 @@ def load_trained(folder: Path) -> tuple[DemoModel, float]:
         If there is none.
     """
     try:
-        record = json.loads((folder / "training.json").read_text(encoding="utf-8"))
-        threshold = float(record["measured"]["segments"]["threshold"])
+        measured = json.loads((folder / "training.json").read_text(encoding="utf-8"))["measured"]
+        threshold, kinds = float(measured["segments"]["threshold"]), tuple(measured["kinds"])
     except (OSError, ValueError, KeyError) as error:
         raise DemoError(
             f"no trained model in {folder} ({type(error).__name__}: {error}); "
             "python -m adatp_kernels.demo.training --output FOLDER trains one"
         ) from error
-    return load_model(str(folder)), threshold
+    return Trained(load_model(str(folder)), threshold, kinds)

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from adatp_kernels.demo.batches import example
+from adatp_kernels.demo.batches import Example, example
 from adatp_kernels.demo.errors import DemoError
+from adatp_kernels.demo.questions import KINDS
 from adatp_kernels.demo.trained import MODEL, load_trained
 from adatp_kernels.evaluation.methods import ABLATED_AT, Method, ablations, adatp, controls, presets
 from adatp_kernels.evaluation.report import Comparison
@@ -53,16 +55,16 @@ def run_evaluate(options: EvaluateOptions) -> Comparison:
         options.output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise DemoError(f"the folder for the results cannot be made: {error}") from error
-    demo, threshold = load_trained(options.model or MODEL)
-    model = demo.model
+    trained = load_trained(options.model or MODEL)
+    model, threshold = trained.demo.model, trained.threshold
     started = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         prior = Path(folder) / "prior.safetensors"
-        save_prior(calibrate_prior(model, _content_free(), adatp(ABLATED_AT, threshold)), prior)
+        save_prior(calibrate_prior(model, _content_free(trained.kinds), adatp(ABLATED_AT, threshold)), prior)
         methods = _methods(model, threshold, str(prior), quick=options.quick)
         print(f"{len(methods)} methods on {clips} clips that the model has not seen …", flush=True)
-        comparison = Comparison(methods, *compare(model, methods, clips))
-    questions = (inputs_of([_example(number)])[0] for number in range(min(clips, BIAS_CLIPS)))
+        comparison = Comparison(methods, *compare(model, methods, clips, trained.kinds), trained.kinds)
+    questions = (inputs_of([_example(number, trained.kinds)])[0] for number in range(min(clips, BIAS_CLIPS)))
     bias = bias_report(model, questions, adatp(ABLATED_AT, threshold))
     minutes = (time.perf_counter() - started) / 60
     text = _text(comparison, bias, minutes)
@@ -77,23 +79,23 @@ def run_evaluate(options: EvaluateOptions) -> Comparison:
 
 
 def _methods(model: Any, threshold: float, prior: str, *, quick: bool) -> list[Method]:
-    decoder, (first, _) = decoder_of(model), inputs_of([_example(0)])
+    decoder, (first, _) = decoder_of(model), inputs_of([_example(0, KINDS)])
     tokens = int((first["input_ids"] == model.config.video_token_id).sum()) - 1
     chosen = [*presets(decoder, tokens, threshold), *controls(decoder, tokens, threshold), *ablations(threshold, prior)]
     return [method for method in chosen if not quick or method.nothing_after in (None, *QUICK_LAYERS)]
 
 
-def _example(number: int) -> Any:
-    return example("calibration", number, {kind_of(number): 1})
+def _example(number: int, kinds: Sequence[str]) -> Example:
+    return example("calibration", number, {kind_of(number, kinds): 1})
 
 
-def _content_free() -> Iterator[dict[str, Any]]:
+def _content_free(kinds: Sequence[str]) -> Iterator[dict[str, Any]]:
     """Questions about grey frames with nothing but grain."""
     rng = np.random.default_rng(0)
     for number, grey in enumerate(np.linspace(60, 200, CONTENT_FREE_CLIPS)):
-        one = _example(number)
+        one = _example(number, kinds)
         frames = (grey + rng.normal(0, 4, one.frames.shape)).clip(0, 255).astype(np.uint8)
-        yield inputs_of([type(one)(one.clip, frames, one.questions)])[0]
+        yield inputs_of([dataclasses.replace(one, frames=frames)])[0]
 
 
 def _text(comparison: Comparison, bias: BiasReport, minutes: float) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 
 import numpy as np
 
-from adatp_kernels.demo.questions import CHANCE, KINDS
+from adatp_kernels.demo.questions import CHANCE
 from adatp_kernels.evaluation.methods import ABLATED_AT, Method
 from adatp_kernels.evaluation.run import Outcome, kind_of
 from adatp_kernels.evaluation.statistics import Bootstrap
@@ -27,12 +27,16 @@ class Comparison:
         Of each method.
     blind : sequence of bool
         Whether each answer was right without a video.
+    kinds : sequence of str
+        The kinds of questions that were asked, in turn.
     """
 
-    def __init__(self, methods: Sequence[Method], outcomes: Sequence[Outcome], blind: Sequence[bool]) -> None:
+    def __init__(
+        self, methods: Sequence[Method], outcomes: Sequence[Outcome], blind: Sequence[bool], kinds: Sequence[str]
+    ) -> None:
         self.methods, self.outcomes, self.blind = list(methods), list(outcomes), list(blind)
         self.right = np.array([outcome.right for outcome in outcomes], dtype=float)
-        self.kinds = np.array([kind_of(number) for number in range(len(self.blind))])
+        self.kinds = np.array([kind_of(number, kinds) for number in range(len(self.blind))])
 
     @cached_property
     def bootstrap(self) -> Bootstrap:
@@ -65,10 +69,8 @@ class Comparison:
     def separated(self) -> list[str]:
         """Pairs of presets whose difference, at one budget and for one kind of question or all, is not zero with 95 %."""
         found = []
-        for kind in (None, *KINDS):
+        for kind in (None, *self._asked):
             of_kind = np.ones(len(self.kinds), dtype=bool) if kind is None else self.kinds == kind
-            if not of_kind.any():
-                continue
             bootstrap = Bootstrap(self.right[:, of_kind])
             for budget in self.budgets:
                 here = [i for i, m in enumerate(self.methods) if m.group == "preset" and m.budget == budget]
@@ -147,7 +149,7 @@ class Comparison:
 
     @property
     def _asked(self) -> list[str]:
-        return [kind for kind in KINDS if (self.kinds == kind).any()]
+        return list(dict.fromkeys(self.kinds.tolist()))
 
     @property
     def _dropped(self) -> list[tuple[int, int]]:

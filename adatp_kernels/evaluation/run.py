@@ -15,7 +15,6 @@ from tqdm import tqdm
 
 from adatp_kernels.demo.batches import Example, example, pixels, prompt, words
 from adatp_kernels.demo.network import CELLS, PAD, VIDEO
-from adatp_kernels.demo.questions import KINDS
 from adatp_kernels.evaluation.methods import Decoder, Method
 from adatp_kernels.integrations.transformers import accelerate, families
 
@@ -53,14 +52,14 @@ def decoder_of(model: Any) -> Decoder:
     )
 
 
-def kind_of(number: int) -> str:
+def kind_of(number: int, kinds: Sequence[str]) -> str:
     """The kind of question that is asked about a clip: each in turn."""
-    return KINDS[number % len(KINDS)]
+    return kinds[number % len(kinds)]
 
 
 @torch.no_grad()
 def compare(
-    model: Any, methods: Sequence[Method], clips: int, split: str = "held-out"
+    model: Any, methods: Sequence[Method], clips: int, kinds: Sequence[str], split: str = "held-out"
 ) -> tuple[list[Outcome], list[bool]]:
     """Ask one question about each of the first clips of a split, by every method.
 
@@ -70,6 +69,8 @@ def compare(
         The demo's.
     methods : sequence of Method
     clips : int
+    kinds : sequence of str
+        Which kinds of questions are asked, in turn.
     split : str
 
     Returns
@@ -84,7 +85,8 @@ def compare(
     with tqdm(total=len(batches) * len(methods), desc="evaluating", unit="batch", delay=1, smoothing=0.02) as progress:
         for first in batches:
             examples = [
-                example(split, number, {kind_of(number): 1}) for number in range(first, min(first + BATCH, clips))
+                example(split, number, {kind_of(number, kinds): 1})
+                for number in range(first, min(first + BATCH, clips))
             ]
             inputs, answers = inputs_of(examples)
             relevance = _relevance(model, inputs, examples)

@@ -21,7 +21,7 @@ from adatp_kernels.demo.trained import load_trained
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     folder = tmp_path_factory.mktemp("model")
-    training.save(build_network(0), folder, {"measured": {"segments": {"threshold": 1.0}}})
+    training.save(build_network(0), folder, {"measured": {"segments": {"threshold": 1.0}, "kinds": KINDS}})
     return folder
 
 
@@ -44,12 +44,13 @@ def test_questions_answers_and_marks(capsys, tmp_path, model, monkeypatch):
 
 
 def test_it_is_the_trained_model_that_answers(tmp_path, model):
-    demo, threshold = load_trained(model)
-    assert threshold == 1.0 and demo.image_size == 48
+    trained = load_trained(model)
+    demo = trained.demo
+    assert trained.threshold == 1.0 and trained.kinds == KINDS and demo.image_size == 48
     one = example("held-out", 1, {"color": 1})
     inputs = demo.inputs(one.frames, one.questions[0].text)
     assert inputs["input_ids"].shape == (1, 16 * 9 + 1 + len(one.questions[0].text.split()) + 2)
-    config = dataclasses.replace(adatp.AdaTPConfig(), segment_threshold=threshold)
+    config = dataclasses.replace(adatp.AdaTPConfig(), segment_threshold=trained.threshold)
     with adatp.accelerate(demo.model, config) as acceleration:
         demo.model(**inputs)
     assert acceleration.report().segments == tuple(range(16))  # no two of its frames are the same

@@ -31,10 +31,10 @@ def test_outcomes_are_those_of_one_clip_at_a_time(model):
         Method("no text relevance", "ablation", 0.5, methods.adatp(0.5, 0.99)),
     ]
     clips = 10
-    outcomes, blind = compare(model, chosen, clips)
+    outcomes, blind = compare(model, chosen, clips, KINDS)
     assert len(blind) == clips and all(len(outcome.right) == clips for outcome in outcomes)
     for number in range(clips):
-        one = example("held-out", number, {kind_of(number): 1})
+        one = example("held-out", number, {kind_of(number, KINDS): 1})
         inputs, (answer,) = inputs_of([one])
         assert inputs["input_ids"][0].tolist() == prompt(one.questions[0].text, 16)
         with torch.no_grad():
@@ -72,7 +72,7 @@ def comparison(clips=400):
                     [actual] * clips,
                 )
             )
-    return Comparison(chosen, outcomes, [False] * clips)
+    return Comparison(chosen, outcomes, [False] * clips, KINDS)
 
 
 def test_tables_tell_what_came_out(tmp_path):
@@ -99,7 +99,7 @@ def test_tables_tell_what_came_out(tmp_path):
 
 def test_it_does_not_matter_which_of_two_comes_first():
     one = comparison()
-    other = Comparison(one.methods[::-1], one.outcomes[::-1], one.blind)
+    other = Comparison(one.methods[::-1], one.outcomes[::-1], one.blind, KINDS)
     told = [{line.split(" by ")[0] for line in result.separated()} for result in (one, other)]
     assert told[0] == told[1] != set()
 
