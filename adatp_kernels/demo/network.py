@@ -19,7 +19,7 @@ FUNCTION_WORDS = (
 WORDS = (*SPECIAL, *FUNCTION_WORDS, *COLORS, *SHAPES, *PATTERNS, *PLACES, "one", "two", "three")
 CELLS = SIDE * SIDE  # visual tokens of a frame: the tower's 6 × 6 patches, pooled
 
-COPY = 0.2
+COPY = 0.2  # how much of what attention finds is copied into the stream at first
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}<user> {% for part in message['content'] %}"
@@ -90,9 +90,9 @@ def build_network(seed: int, hidden_size: int = 96, num_layers: int = 16) -> Any
 def _initialise(model: Any) -> None:
     """Start where a narrow and deep decoder learns fast; the usual 0.02 is made for widths of thousands.
 
-    Matrices keep the scale of what they multiply, layers add little to the stream at first, and queries equal keys, so
-    that attention begins by looking for what is alike (after "Mimetic Initialization of Self-Attention Layers",
-    arXiv 2305.09828).
+    Matrices keep the scale of what they multiply, and layers add little to the stream at first. Queries equal keys and
+    outputs mirror values, so that attention begins by looking for what is alike and copying it (in the spirit of "Mimetic
+    Initialization of Self-Attention Layers", arXiv 2305.09828).
     """
     decoder = model.model.language_model
     depth = len(decoder.layers)
