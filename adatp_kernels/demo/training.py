@@ -22,8 +22,8 @@ from adatp_kernels.demo.decoder_training import Lesson, share_queries_and_keys, 
 from adatp_kernels.demo.network import build_network, build_tokenizer
 from adatp_kernels.demo.questions import CHANCE, KINDS
 from adatp_kernels.demo.tower_training import train_tower
+from adatp_kernels.demo.trained import MODEL
 
-MODEL = Path(__file__).with_name("model")
 SEED = 0
 TOWER_STEPS = 2000
 LEARNING_RATE = 8e-4
