@@ -1,5 +1,6 @@
 """The Python in README and in the page on Hugging Face models runs, word for word."""
 
+import dataclasses
 import re
 from pathlib import Path
 
@@ -93,6 +94,18 @@ def test_relevance_from_outside():
     exec(block("other_scores"), names)
     assert names["run"].report().salient == (2,)
     exec(block("siglip"), {**names, "siglip": siglip(), "tokenizer": WordTokenizer()})
+
+
+def test_bias_and_a_prior(monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
+    inputs = prompt("llava_onevision")
+    names = {"adatp": adatp, "dataclasses": dataclasses, "model": build("llava_onevision"), "inputs": inputs}
+    names |= {"config": CONFIG, "content_free_prompts": [inputs]}
+    exec(block("bias_report"), names)
+    exec(block("calibrate_prior"), names)
+    assert "top 10 % of the visual tokens" in capsys.readouterr().out and Path("bias.png").exists()
+    with adatp.accelerate(names["model"], names["config"]), torch.no_grad():
+        names["model"](**inputs)
 
 
 def test_a_family_of_ones_own(monkeypatch):
