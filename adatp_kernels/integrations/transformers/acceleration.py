@@ -21,6 +21,12 @@ from adatp_kernels.integrations.transformers.chunks import ChunkWatch
 from adatp_kernels.integrations.transformers.prefill import VideoPrefill
 from adatp_kernels.integrations.transformers.relevance import by_row, check_relevance, frame_relevance, is_pair
 from adatp_kernels.integrations.transformers.report import PromptRecord, Report
+from adatp_kernels.integrations.transformers.support import (
+    check_decoder,
+    check_not_compiled,
+    stages_from,
+    tensor_parallel_group,
+)
 from adatp_kernels.integrations.transformers.tap import AttentionTap
 from adatp_kernels.integrations.transformers.visuals import find_visuals, with_images
 from adatp_kernels.pruner import AdaTPPruner
@@ -102,15 +108,15 @@ class Acceleration:
         self._model, self._base = model, self._family.base(model)
         self._tower = self._family.vision_tower(model)
         self._check_relevance()
-        _check_not_compiled(model)
+        check_not_compiled(model)
         decoder = self._family.decoder(model)
         self._layers: list[Any] = list(decoder.layers)
-        _check_decoder(decoder)
+        check_decoder(decoder)
         if any(
             isinstance(getattr(hook, "__self__", None), Acceleration) for hook in self._base._forward_pre_hooks.values()
         ):
             raise RuntimeError("model: it is accelerated already; remove() that first")
-        layers = _stages_from(self._family.first_stage(model), config, len(self._layers))
+        layers = stages_from(self._family.first_stage(model), config, len(self._layers))
         if layers != config.stage_layers(len(self._layers)):
             config = dataclasses.replace(config, stages=layers)
         text = decoder.config
@@ -121,7 +127,7 @@ class Acceleration:
             hidden_size=text.hidden_size,
             key_width=text.num_key_value_heads * head_dim,
             mlp_width=text.intermediate_size,
-            group=_tensor_parallel_group(model),
+            group=tensor_parallel_group(model),
         )
         self._signature = inspect.signature(self._base.forward)
         self._prefill: VideoPrefill | None = None  # the video prompt that is passing through the decoder
@@ -367,47 +373,3 @@ class Acceleration:
         self._seen, self._thread = {}, None
         if prefill is not None and output is not None:  # None: the forward raised
             self._last = prefill.finish()
-
-
-def _tensor_parallel_group(model: Any) -> Any:
-    """The ranks over which transformers sharded the attention heads of `model` (``tp_plan``), or None."""
-    if (getattr(model, "tp_size", None) or 1) == 1:
-        return None
-    mesh = model._device_mesh  # there is no public name for it
-    return (mesh["tp"] if "tp" in (mesh.mesh_dim_names or ()) else mesh).get_group()
-
-
-def _stages_from(first: int, config: AdaTPConfig, num_layers: int) -> tuple[int, ...]:
-    """The layers after which `config` drops tokens, none of them before `first`."""
-    layers = config.stage_layers(num_layers)
-    if layers[0] >= first:
-        return layers
-    if not isinstance(config.stages, str):
-        raise ValueError(f"stages: in this model the first stage may be layer {first}, got {layers[0]}")
-    return tuple(sorted({max(layer, first) for layer in layers}))
-
-
-def _check_not_compiled(model: nn.Module) -> None:
-    """Raise if something of `model` is compiled already: the compiled code does not look for new hooks."""
-    for name, module in model.named_modules():
-        # What torch.compile(module), module.compile() and torch.compile(module.forward) leave.
-        if (
-            hasattr(module, "_orig_mod")
-            or getattr(module, "_compiled_call_impl", None) is not None
-            or hasattr(module.forward, "_torchdynamo_orig_callable")
-        ):
-            raise ValueError(
-                f"model: {name or type(module).__name__} is compiled already; accelerate first, then compile"
-            )
-
-
-def _check_decoder(decoder: Any) -> None:
-    """Raise unless every layer attends to everything before it, by an attention function that can be tapped."""
-    kinds = set(getattr(decoder.config, "layer_types", None) or ["full_attention"])
-    if kinds != {"full_attention"}:
-        raise ValueError(f"model: accelerate supports decoders of full attention only, got layers of {sorted(kinds)}")
-    name = decoder.config._attn_implementation
-    if name not in ("eager", "sdpa", "adatp") and "flash" not in name:
-        raise ValueError(
-            f"model: accelerate supports the attention implementations eager, sdpa, flash and adatp, got {name!r}"
-        )

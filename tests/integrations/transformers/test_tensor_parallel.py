@@ -12,7 +12,7 @@ from masked_reference import TOLERANCE, MaskedReference, generate, survivors_of
 from tensor_parallel_cases import CASES, case
 
 import adatp_kernels as adatp
-from adatp_kernels.integrations.transformers.acceleration import _tensor_parallel_group
+from adatp_kernels.integrations.transformers.support import tensor_parallel_group
 
 TESTS = Path(__file__).parents[2]
 
@@ -57,4 +57,4 @@ def test_two_ranks_are_one_model(ranks, name):
 
 
 def test_a_model_that_is_not_sharded_has_no_group():
-    assert _tensor_parallel_group(build("llava_onevision")) is None
+    assert tensor_parallel_group(build("llava_onevision")) is None

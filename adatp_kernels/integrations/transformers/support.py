@@ -1,0 +1,53 @@
+"""What of a model `accelerate` can work with: its layers, its attention, its processes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from adatp_kernels.config import AdaTPConfig
+
+
+def tensor_parallel_group(model: Any) -> Any:
+    """The ranks over which transformers sharded the attention heads of `model` (``tp_plan``), or None."""
+    if (getattr(model, "tp_size", None) or 1) == 1:
+        return None
+    mesh = model._device_mesh  # there is no public name for it
+    return (mesh["tp"] if "tp" in (mesh.mesh_dim_names or ()) else mesh).get_group()
+
+
+def stages_from(first: int, config: AdaTPConfig, num_layers: int) -> tuple[int, ...]:
+    """The layers after which `config` drops tokens, none of them before `first`."""
+    layers = config.stage_layers(num_layers)
+    if layers[0] >= first:
+        return layers
+    if not isinstance(config.stages, str):
+        raise ValueError(f"stages: in this model the first stage may be layer {first}, got {layers[0]}")
+    return tuple(sorted({max(layer, first) for layer in layers}))
+
+
+def check_not_compiled(model: nn.Module) -> None:
+    """Raise if something of `model` is compiled already: the compiled code does not look for new hooks."""
+    for name, module in model.named_modules():
+        # What torch.compile(module), module.compile() and torch.compile(module.forward) leave.
+        if (
+            hasattr(module, "_orig_mod")
+            or getattr(module, "_compiled_call_impl", None) is not None
+            or hasattr(module.forward, "_torchdynamo_orig_callable")
+        ):
+            raise ValueError(
+                f"model: {name or type(module).__name__} is compiled already; accelerate first, then compile"
+            )
+
+
+def check_decoder(decoder: Any) -> None:
+    """Raise unless every layer attends to everything before it, by an attention function that can be tapped."""
+    kinds = set(getattr(decoder.config, "layer_types", None) or ["full_attention"])
+    if kinds != {"full_attention"}:
+        raise ValueError(f"model: accelerate supports decoders of full attention only, got layers of {sorted(kinds)}")
+    name = decoder.config._attn_implementation
+    if name not in ("eager", "sdpa", "adatp") and "flash" not in name:
+        raise ValueError(
+            f"model: accelerate supports the attention implementations eager, sdpa, flash and adatp, got {name!r}"
+        )
