@@ -6,7 +6,7 @@ import dataclasses
 import pytest
 import torch
 from small_models import CONFIG, LAYERS, generate, llava_onevision, prompt
-from transformers import Cache, DynamicCache, StaticCache
+from transformers import Cache, DynamicCache, GenerationConfig, StaticCache
 from transformers.cache_utils import QuantizedLayer
 
 import adatp_kernels as adatp
@@ -105,6 +105,12 @@ def test_chunked_prefill_is_refused(size, score):
     with adatp.accelerate(model, dataclasses.replace(CONFIG, score=score)):
         with pytest.raises(ValueError, match=message):
             generate(model, inputs, prefill_chunk_size=size)
+        ids, rest = inputs["input_ids"], {name: value for name, value in inputs.items() if name != "input_ids"}
+        given = GenerationConfig(prefill_chunk_size=size)
+        with pytest.raises(ValueError, match=message):
+            model.generate(ids, given, **rest)
+        with pytest.raises(ValueError, match=message):
+            model.generate(ids, generation_config=given, **rest)
         model.generation_config.prefill_chunk_size = size
         with pytest.raises(ValueError, match=message):
             generate(model, inputs)
