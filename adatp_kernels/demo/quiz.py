@@ -10,10 +10,10 @@ from tqdm import tqdm
 
 from adatp_kernels.config import AdaTPConfig
 from adatp_kernels.demo.asking import WAYS, answer, pruning, tell_times
-from adatp_kernels.demo.batches import example
-from adatp_kernels.demo.film import film
+from adatp_kernels.demo.clips.film import film
 from adatp_kernels.demo.picture import draw_survivors
 from adatp_kernels.demo.trained import load_trained
+from adatp_kernels.demo.training.batches import example
 from adatp_kernels.demo.video import read_frames
 from adatp_kernels.integrations.transformers import Report
 

@@ -14,10 +14,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from adatp_kernels.demo.batches import Example, example
+from adatp_kernels.demo.clips.questions import KINDS
 from adatp_kernels.demo.errors import DemoError
-from adatp_kernels.demo.questions import KINDS
 from adatp_kernels.demo.trained import MODEL, load_trained
+from adatp_kernels.demo.training.batches import Example, example
 from adatp_kernels.evaluation.methods import ABLATED_AT, Method, ablations, adatp, controls, presets
 from adatp_kernels.evaluation.report import Comparison
 from adatp_kernels.evaluation.run import compare, decoder_of, inputs_of, kind_of
@@ -102,7 +102,7 @@ def _text(comparison: Comparison, bias: BiasReport, minutes: float) -> str:
     separated = [line for line in comparison.separated() if line.startswith("all ")]
     mismatched = comparison.mismatched()
     parts = [
-        f"{len(comparison.blind)} clips, a question each; 95 % intervals by paired bootstrap; {minutes:.1f} minutes on "
+        f"{comparison.clips} clips, a question each; 95 % intervals by paired bootstrap; {minutes:.1f} minutes on "
         f"{torch.get_num_threads()} threads.",
         comparison.table(),
         comparison.recall_table(),
@@ -112,6 +112,6 @@ def _text(comparison: Comparison, bias: BiasReport, minutes: float) -> str:
         "Presets that differ, over all questions, by more than the 95 % interval of their difference:\n"
         + ("\n".join(f"- {line}" for line in separated) or "- none"),
         f"Not within 2 % of their budget: {'; '.join(mismatched) or 'none'}.",
-        f"Mean over {min(len(comparison.blind), BIAS_CLIPS)} clips of the {bias}",
+        f"Mean over {min(comparison.clips, BIAS_CLIPS)} clips of the {bias}",
     ]
     return "\n\n".join(parts)

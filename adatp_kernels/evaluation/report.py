@@ -9,9 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from adatp_kernels.demo.questions import CHANCE
+from adatp_kernels.demo.clips.questions import CHANCE
 from adatp_kernels.evaluation.methods import ABLATED_AT, Method
-from adatp_kernels.evaluation.run import Outcome, kind_of
+from adatp_kernels.evaluation.run import Floors, Outcome, kind_of
 from adatp_kernels.evaluation.statistics import Bootstrap
 
 MATCH = 0.02  # how far from its budget the cost of a method may be, as a share of it
@@ -25,18 +25,27 @@ class Comparison:
     methods : sequence of Method
     outcomes : sequence of Outcome
         Of each method.
-    blind : sequence of bool
-        Whether each answer was right without a video.
+    floors : Floors
     kinds : sequence of str
         The kinds of questions that were asked, in turn.
     """
 
     def __init__(
-        self, methods: Sequence[Method], outcomes: Sequence[Outcome], blind: Sequence[bool], kinds: Sequence[str]
+        self, methods: Sequence[Method], outcomes: Sequence[Outcome], floors: Floors, kinds: Sequence[str]
     ) -> None:
-        self.methods, self.outcomes, self.blind = list(methods), list(outcomes), list(blind)
+        self.methods, self.outcomes = list(methods), list(outcomes)
         self.right = np.array([outcome.right for outcome in outcomes], dtype=float)
-        self.kinds = np.array([kind_of(number, kinds) for number in range(len(self.blind))])
+        self.kinds = np.array([kind_of(number, kinds) for number in range(self.clips)])
+        self.floors = {
+            "without a video": np.array(floors.blind, dtype=float),
+            "another clip's question": np.array(floors.swapped, dtype=float),
+            "best guess without the question": np.array(floors.guess),
+        }
+
+    @property
+    def clips(self) -> int:
+        """How many there were."""
+        return self.right.shape[1]
 
     @cached_property
     def bootstrap(self) -> Bootstrap:
@@ -89,14 +98,14 @@ class Comparison:
     # Tables.
 
     def table(self) -> str:
-        """Accuracy of each preset, and of random scores on AdaTP's schedule, at each budget."""
+        """Accuracy of each preset, and of random scores on AdaTP's schedule, at each budget, and where the floor is."""
         columns = [f"{budget:.3f} of the FLOPs" for budget in self.budgets]
         rows = []
         for name in self._rows:
             rows.append([name, *(self._accuracy(self.find(name, budget)) for budget in self.budgets)])
         dense = self._accuracy(self.find("dense", None))
         rows.append(["not pruned", *[dense] * len(columns)])
-        rows.append(["without a video", *[f"{100 * np.mean(self.blind):.1f}"] * len(columns)])
+        rows += [[name, *[f"{100 * right.mean():.1f}"] * len(columns)] for name, right in self.floors.items()]
         return _markdown(["accuracy in %", *columns], rows)
 
     def recall_table(self) -> str:
@@ -112,7 +121,7 @@ class Comparison:
         return _markdown(["things found / tokens left, in %", *columns], rows)
 
     def kinds_table(self, budget: float) -> str:
-        """Accuracy by kind of question at one budget, with what guessing from the question alone reaches."""
+        """Accuracy by kind of question at one budget, and where the floor is."""
         shown = [
             i
             for i, m in enumerate(self.methods)
@@ -122,7 +131,11 @@ class Comparison:
             [self.methods[i].name, *(f"{100 * self.right[i, self.kinds == kind].mean():.1f}" for kind in self._asked)]
             for i in shown
         ]
-        rows.append(["guessing", *(f"{100 * CHANCE[kind]:.1f}" for kind in self._asked)])
+        rows += [
+            [name, *(f"{100 * right[self.kinds == kind].mean():.1f}" for kind in self._asked)]
+            for name, right in self.floors.items()
+        ]
+        rows.append(["best guess without the clip", *(f"{100 * CHANCE[kind]:.1f}" for kind in self._asked)])
         return _markdown([f"accuracy in % at {budget:.3f}", *self._asked], rows)
 
     def ablation_table(self) -> str:
@@ -193,8 +206,14 @@ class Comparison:
                 }
             )
         return {
-            "clips": len(self.blind),
-            "blind": float(np.mean(self.blind)),
+            "clips": self.clips,
+            "floors": {
+                name: {
+                    "accuracy": float(right.mean()),
+                    "by_kind": {kind: float(right[self.kinds == kind].mean()) for kind in self._asked},
+                }
+                for name, right in self.floors.items()
+            },
             "chance": CHANCE,
             "results": results,
             "separated": self.separated(),
@@ -219,7 +238,8 @@ class Comparison:
             evidence.plot(costs, [self._recall(i)[0] for i in numbers], linestyle=style, marker="o", markersize=4)
         dense = self.find("dense", None)
         assert dense is not None
-        for height, label in ((self.right[dense].mean(), "not pruned"), (np.mean(self.blind), "without a video")):
+        blind = self.floors["without a video"].mean()
+        for height, label in ((self.right[dense].mean(), "not pruned"), (blind, "without a video")):
             accuracy.axhline(
                 100 * height, color="grey", linewidth=1, linestyle=":" if label != "not pruned" else "-.", label=label
             )

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -13,8 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from adatp_kernels.demo.batches import Example, example, pixels, prompt, words
-from adatp_kernels.demo.network import CELLS, PAD, VIDEO
+from adatp_kernels.demo.clips.questions import best_guess
+from adatp_kernels.demo.training.batches import Example, example, pixels, prompt, words
+from adatp_kernels.demo.training.network import CELLS, PAD, VIDEO
 from adatp_kernels.evaluation.methods import Decoder, Method
 from adatp_kernels.integrations.transformers import accelerate, families
 
@@ -44,6 +45,26 @@ class Outcome:
     actual: list[float] = field(default_factory=list)
 
 
+@dataclass
+class Floors:
+    """What comes out when something that the answer needs is missing, an entry for each clip.
+
+    Attributes
+    ----------
+    blind : list of bool
+        Whether the answer of the unpruned model was right without a video.
+    swapped : list of bool
+        Whether it was right when the model was asked a question of the same kind about another clip (by chance, it can be
+        the same one).
+    guess : list of float
+        How often a guess is right that knows the clip and the kind of question, but not the question.
+    """
+
+    blind: list[bool] = field(default_factory=list)
+    swapped: list[bool] = field(default_factory=list)
+    guess: list[float] = field(default_factory=list)
+
+
 def decoder_of(model: Any) -> Decoder:
     """The widths of the model's decoder."""
     text = families.find(model).decoder(model).config
@@ -60,7 +81,7 @@ def kind_of(number: int, kinds: Sequence[str]) -> str:
 @torch.no_grad()
 def compare(
     model: Any, methods: Sequence[Method], clips: int, kinds: Sequence[str], split: str = "held-out"
-) -> tuple[list[Outcome], list[bool]]:
+) -> tuple[list[Outcome], Floors]:
     """Ask one question about each of the first clips of a split, by every method.
 
     Parameters
@@ -77,25 +98,31 @@ def compare(
     -------
     outcomes : list of Outcome
         Of each method.
-    blind : list of bool
-        Whether the answer was right without a video.
+    floors : Floors
     """
-    outcomes, blind = [Outcome() for _ in methods], []
+    outcomes, floors = [Outcome() for _ in methods], Floors()
     batches = range(0, clips, BATCH)
     with tqdm(total=len(batches) * len(methods), desc="evaluating", unit="batch", delay=1, smoothing=0.02) as progress:
         for first in batches:
+            numbers = range(first, min(first + BATCH, clips))
             examples = [
                 example(split, number, {kind_of(number, kinds): 1})
-                for number in range(first, min(first + BATCH, clips))
+                for number in range(numbers.start, numbers.stop + len(kinds))
             ]
+            examples, others = examples[: len(numbers)], examples[len(kinds) :]
             inputs, answers = inputs_of(examples)
             relevance = _relevance(model, inputs, examples)
             for method, outcome in zip(methods, outcomes, strict=True):
                 _run(model, method, inputs, relevance, examples, answers, outcome)
                 progress.update()
             questions = [[token for token in prompt(_text(one), 0) if token != VIDEO] for one in examples]
-            blind += (_last_words(model, _padded(questions)) == answers).tolist()
-    return outcomes, blind
+            floors.blind += (_last_words(model, _padded(questions)) == answers).tolist()
+            swapped, _ = inputs_of(
+                [replace(one, questions=other.questions) for one, other in zip(examples, others, strict=True)]
+            )
+            floors.swapped += (_last_words(model, swapped) == answers).tolist()
+            floors.guess += [best_guess(one.clip, one.questions[0].kind) for one in examples]
+    return outcomes, floors
 
 
 def _text(one: Example) -> str:

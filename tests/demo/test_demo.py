@@ -12,9 +12,9 @@ from small_models import CELLS, VIDEO, llava_onevision
 
 from adatp_kernels.cli import main
 from adatp_kernels.demo import models
-from adatp_kernels.demo.batches import example
-from adatp_kernels.demo.film import film
+from adatp_kernels.demo.clips.film import film
 from adatp_kernels.demo.picture import BORDERS, PAPER, draw_survivors
+from adatp_kernels.demo.training.batches import example
 
 
 @pytest.fixture(scope="module")

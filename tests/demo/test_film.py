@@ -3,8 +3,8 @@
 import av
 import numpy as np
 
-from adatp_kernels.demo.film import film
-from adatp_kernels.demo.scenes import SIZE, draw_clip, render
+from adatp_kernels.demo.clips.film import film
+from adatp_kernels.demo.clips.scenes import SIZE, draw_clip, render
 from adatp_kernels.demo.video import read_frames
 
 

@@ -3,9 +3,9 @@
 import pytest
 import torch
 
-from adatp_kernels.demo.answering import answer_logits
-from adatp_kernels.demo.batches import ONE_EACH, example, pack, pixels, prompt, words
-from adatp_kernels.demo.network import VIDEO, build_network, build_tokenizer
+from adatp_kernels.demo.training.answering import answer_logits
+from adatp_kernels.demo.training.batches import ONE_EACH, example, pack, pixels, prompt, words
+from adatp_kernels.demo.training.network import VIDEO, build_network, build_tokenizer
 
 
 @pytest.fixture(scope="module")

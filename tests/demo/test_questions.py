@@ -5,10 +5,10 @@ from collections import Counter, defaultdict
 import numpy as np
 import pytest
 
-from adatp_kernels.demo.batches import example
-from adatp_kernels.demo.network import WORDS
-from adatp_kernels.demo.questions import CHANCE, KINDS, ask
-from adatp_kernels.demo.scenes import COLORS, PATTERNS, PLACES, SHAPES, draw_clip
+from adatp_kernels.demo.clips.questions import CHANCE, KINDS, NUMBERS, ask, best_guess
+from adatp_kernels.demo.clips.scenes import COLORS, PATTERNS, PLACES, SHAPES, draw_clip
+from adatp_kernels.demo.training.batches import example
+from adatp_kernels.demo.training.network import WORDS
 
 CLIPS = 1500
 
@@ -71,17 +71,32 @@ def test_answers_are_true(asked):
         pairs = {(COLORS[shot.thing.color], SHAPES[shot.thing.shape]) for shot in clip.shots if shot.thing}
         asked_for = question.text.split()[-1]
         assert ((question.answer, asked_for) if question.kind == "color" else (asked_for, question.answer)) in pairs
-    for clip, question in asked["next"] + asked["after"]:
+    for clip, question in asked["next"] + asked["scene"] + asked["count"]:
         order = [PATTERNS[shot.pattern] for shot in clip.shots]
-        following = clip.shots[order.index(question.text.split()[-2]) + 1]
-        seen = {PATTERNS[following.pattern]}
-        if following.thing:
-            seen |= {COLORS[following.thing.color], SHAPES[following.thing.shape]}
-        assert question.answer in seen
+        number = order.index(question.text.split()[-2])
+        shot = clip.shots[number]
+        if question.kind == "next":
+            assert question.answer == order[number + 1]
+        elif question.kind == "scene":
+            asked_for, name = (COLORS, shot.thing.color) if "color" in question.text else (SHAPES, shot.thing.shape)
+            assert question.answer == asked_for[name] and question.evidence == ((number, shot.thing.place),)
+        else:
+            assert question.answer == NUMBERS[len(shot.blobs) - 1]
+            assert question.evidence == tuple((number, blob.place) for blob in shot.blobs)
     for clip, question in asked["order"]:
         when = {COLORS[shot.thing.color]: number for number, shot in enumerate(clip.shots) if shot.thing}
         colors = sorted((word for word in question.text.split() if word in when), key=when.__getitem__)
         assert len(colors) == 2 and question.answer == colors[0]
+
+
+def test_best_guess_without_the_question():
+    """By hand for every kind: what is asked most, of everything that can be asked about a clip."""
+    clip = draw_clip(np.random.default_rng(0))
+    places = Counter(shot.thing.place for shot in clip.shots if shot.thing)
+    blobs = Counter(len(shot.blobs) for shot in clip.shots)
+    by_hand = {"color": 1 / 6, "shape": 1 / 6, "place": max(places.values()) / 6, "shot": 1 / 6, "scene": 1 / 12}
+    by_hand |= {"order": 1 / 3, "next": 1 / 7, "count": max(blobs.values()) / 8}
+    assert {kind: best_guess(clip, kind) for kind in KINDS} == pytest.approx(by_hand)
 
 
 def test_splits_and_numbers_are_independent_and_repeatable():

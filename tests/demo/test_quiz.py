@@ -10,18 +10,19 @@ from PIL import Image
 
 import adatp_kernels as adatp
 from adatp_kernels.cli import main
-from adatp_kernels.demo import quiz, run, training
-from adatp_kernels.demo.batches import example
+from adatp_kernels.demo import quiz, run
+from adatp_kernels.demo.clips.questions import KINDS
 from adatp_kernels.demo.errors import DemoError
-from adatp_kernels.demo.network import build_network
-from adatp_kernels.demo.questions import KINDS
 from adatp_kernels.demo.trained import load_trained
+from adatp_kernels.demo.training import recipe
+from adatp_kernels.demo.training.batches import example
+from adatp_kernels.demo.training.network import build_network
 
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory):
     folder = tmp_path_factory.mktemp("model")
-    training.save(build_network(0), folder, {"measured": {"segments": {"threshold": 1.0}, "kinds": KINDS}})
+    recipe.save(build_network(0), folder, {"measured": {"segments": {"threshold": 1.0}, "kinds": KINDS}})
     return folder
 
 

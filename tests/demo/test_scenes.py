@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from adatp_kernels.demo.scenes import CELL, PATTERNS, SIZE, draw_clip, render
+from adatp_kernels.demo.clips.scenes import CELL, PATTERNS, SIZE, draw_clip, render
 
 
 def clip(seed, **options):
@@ -30,6 +30,7 @@ def test_one_word_finds_a_thing():
         shots = clip(seed).shots
         things = [shot.thing for shot in shots if shot.thing]
         assert len(things) == 6
+        assert {len(shot.blobs) for shot in shots} <= {1, 2, 3}
         assert len({thing.color for thing in things}) == len({thing.shape for thing in things}) == len(things)
         for shot in shots:
             places = [thing.place for thing in (*shot.blobs, *([shot.thing] if shot.thing else []))]

@@ -6,15 +6,19 @@ import numpy as np
 import pytest
 import torch
 
-from adatp_kernels.demo import gates
-from adatp_kernels.demo.answering import accuracy
-from adatp_kernels.demo.batches import example
-from adatp_kernels.demo.film import film
+from adatp_kernels.demo.clips.film import film
+from adatp_kernels.demo.clips.questions import CHANCE, best_guess
+from adatp_kernels.demo.clips.scenes import draw_clip
 from adatp_kernels.demo.models import load_model
-from adatp_kernels.demo.network import build_tokenizer
-from adatp_kernels.demo.scenes import draw_clip
-from adatp_kernels.demo.training import GATE, MODEL
+from adatp_kernels.demo.trained import MODEL
+from adatp_kernels.demo.training import gates
+from adatp_kernels.demo.training.answering import accuracy
+from adatp_kernels.demo.training.batches import example
+from adatp_kernels.demo.training.network import build_tokenizer
+from adatp_kernels.demo.training.recipe import GATE
 from adatp_kernels.demo.video import read_frames
+from adatp_kernels.evaluation.methods import Method
+from adatp_kernels.evaluation.run import compare
 from adatp_kernels.segments import segment_frames
 
 
@@ -42,6 +46,26 @@ def test_it_answers_what_it_learned(demo, record):
     assert len(found) >= 6
     # 200 questions of a kind that is answered right 95 times in 100: three standard deviations are 0.046.
     assert {kind: share for kind, share in found.items() if share < GATE - 0.046} == {}
+
+
+@torch.no_grad()
+def test_it_listens_to_the_question(demo, record):
+    """Asked another clip's question, it answers that; the comparison shows it as it is, and a guess explains the rest."""
+    kinds = record["measured"]["kinds"]
+    clips = 20 * len(kinds)
+    dense = Method("dense", "preset", None, None)
+    (outcome,), floors = compare(demo.model, [dense], clips, kinds, "calibration")
+    swapped = []
+    for number in range(clips):
+        kind = kinds[number % len(kinds)]
+        one, other = (example("calibration", n, {kind: 1}) for n in (number, number + len(kinds)))
+        reply = demo.model(**demo.inputs(one.frames, other.questions[0].text), logits_to_keep=1).logits[0, -1].argmax()
+        swapped.append(demo.decode(reply[None]).strip() == one.questions[0].answer)
+        assert floors.guess[number] == best_guess(one.clip, kind)
+    assert floors.swapped == swapped
+    assert np.mean(outcome.right) > GATE - 3 * np.sqrt(GATE * (1 - GATE) / clips)
+    assert np.mean(swapped) < np.mean(floors.guess) + 3 * np.sqrt(0.25 / clips)
+    assert np.mean(floors.blind) < np.mean([CHANCE[kind] for kind in kinds]) + 3 * np.sqrt(0.25 / clips)
 
 
 @torch.no_grad()

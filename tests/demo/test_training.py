@@ -2,9 +2,9 @@
 
 import torch
 
-from adatp_kernels.demo.decoder_training import SHARING, Lesson, share_queries_and_keys, train_decoder
-from adatp_kernels.demo.network import build_network
-from adatp_kernels.demo.tower_training import train_tower
+from adatp_kernels.demo.training.decoder import SHARING, Lesson, share_queries_and_keys, train_decoder
+from adatp_kernels.demo.training.network import build_network
+from adatp_kernels.demo.training.tower import train_tower
 
 LESSON = Lesson(steps=6, num_shots=1, clips=2, questions={"color": 1, "shape": 1}, late=5)
 

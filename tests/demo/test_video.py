@@ -4,10 +4,10 @@ import av
 import numpy as np
 import pytest
 
-from adatp_kernels.demo.batches import example
+from adatp_kernels.demo.clips.film import film
+from adatp_kernels.demo.clips.scenes import SIZE, render
 from adatp_kernels.demo.errors import DemoError
-from adatp_kernels.demo.film import film
-from adatp_kernels.demo.scenes import SIZE, render
+from adatp_kernels.demo.training.batches import example
 from adatp_kernels.demo.video import read_frames
 
 

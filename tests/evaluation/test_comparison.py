@@ -8,13 +8,13 @@ import pytest
 import torch
 
 import adatp_kernels as adatp
-from adatp_kernels.demo.batches import example, prompt
-from adatp_kernels.demo.network import build_network
-from adatp_kernels.demo.questions import KINDS
+from adatp_kernels.demo.clips.questions import KINDS
+from adatp_kernels.demo.training.batches import example, prompt
+from adatp_kernels.demo.training.network import build_network
 from adatp_kernels.evaluation import methods
 from adatp_kernels.evaluation.methods import Method
 from adatp_kernels.evaluation.report import Comparison
-from adatp_kernels.evaluation.run import Outcome, compare, decoder_of, inputs_of, kind_of
+from adatp_kernels.evaluation.run import Floors, Outcome, compare, decoder_of, inputs_of, kind_of
 
 
 @pytest.fixture(scope="module")
@@ -25,14 +25,14 @@ def model():
 def test_outcomes_are_those_of_one_clip_at_a_time(model):
     chosen = [
         Method("dense", "preset", None, None),
-        Method("adatp", "preset", 0.5, methods.adatp(0.5, 0.99), relevance=True),
+        Method("adatp", "preset", 0.5, methods.adatp(0.5, 1.0), relevance=True),
         Method("fastv", "preset", 0.273, adatp.AdaTPConfig.preset("fastv", target_flops=0.273)),
         methods.controls(decoder_of(model), 144, 0.9)[-1],
-        Method("no text relevance", "ablation", 0.5, methods.adatp(0.5, 0.99)),
+        Method("no text relevance", "ablation", 0.5, methods.adatp(0.5, 1.0)),
     ]
     clips = 10
-    outcomes, blind = compare(model, chosen, clips, KINDS)
-    assert len(blind) == clips and all(len(outcome.right) == clips for outcome in outcomes)
+    outcomes, _ = compare(model, chosen, clips, KINDS)
+    assert all(len(outcome.right) == clips for outcome in outcomes)
     for number in range(clips):
         one = example("held-out", number, {kind_of(number, KINDS): 1})
         inputs, (answer,) = inputs_of([one])
@@ -72,7 +72,9 @@ def comparison(clips=400):
                     [actual] * clips,
                 )
             )
-    return Comparison(chosen, outcomes, [False] * clips, KINDS)
+    return Comparison(
+        chosen, outcomes, Floors([False] * clips, [False] * (clips // 2) + [True] * (clips // 2), [0.25] * clips), KINDS
+    )
 
 
 def test_tables_tell_what_came_out(tmp_path):
@@ -81,8 +83,12 @@ def test_tables_tell_what_came_out(tmp_path):
     rows = result.table().splitlines()
     assert rows[0] == "| accuracy in % | 0.500 of the FLOPs | 0.250 of the FLOPs |"
     assert re.fullmatch(r"\| adatp( \| 7\d\.\d \[6\d\.\d, 7\d\.\d\]){2} \|", rows[2]), rows[2]
-    assert rows[-2] == "| not pruned | 100.0 [100.0, 100.0] | 100.0 [100.0, 100.0] |"
-    assert rows[-1] == "| without a video | 0.0 | 0.0 |"
+    assert rows[-4:] == [
+        "| not pruned | 100.0 [100.0, 100.0] | 100.0 [100.0, 100.0] |",
+        "| without a video | 0.0 | 0.0 |",
+        "| another clip's question | 50.0 | 50.0 |",
+        "| best guess without the question | 25.0 | 25.0 |",
+    ]
     assert "| fastv | 50.0 / 25.0 | 50.0 / 25.0 |" in result.recall_table()
     assert result.kinds_table(0.25).splitlines()[0] == f"| accuracy in % at 0.250 | {' | '.join(KINDS)} |"
     assert result.mismatched() == ["fastv at 0.250: planned 0.2500, actual 0.2625"]
@@ -99,7 +105,7 @@ def test_tables_tell_what_came_out(tmp_path):
 
 def test_it_does_not_matter_which_of_two_comes_first():
     one = comparison()
-    other = Comparison(one.methods[::-1], one.outcomes[::-1], one.blind, KINDS)
+    other = Comparison(one.methods[::-1], one.outcomes[::-1], Floors(*one.floors.values()), KINDS)
     told = [{line.split(" by ")[0] for line in result.separated()} for result in (one, other)]
     assert told[0] == told[1] != set()
 

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import itertools
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
 
-from adatp_kernels.demo.scenes import COLORS, PATTERNS, PLACES, SHAPES, Clip, Thing
+from adatp_kernels.demo.clips.scenes import COLORS, PATTERNS, PLACES, SHAPES, Clip, Thing
+
+NUMBERS = ("one", "two", "three")
 
 
 @dataclass(frozen=True)
@@ -92,13 +95,11 @@ def _next(clip: Clip, rng: np.random.Generator) -> Iterator[Question]:
         yield Question("next", text, PATTERNS[following.pattern], everywhere)
 
 
-def _after(clip: Clip, rng: np.random.Generator) -> Iterator[Question]:
-    for number, (shot, following) in enumerate(itertools.pairwise(clip.shots), 1):
-        if following.thing:
-            pattern, thing = PATTERNS[shot.pattern], following.thing
-            where = ((number, thing.place),)
-            yield Question("after", f"what color follows the {pattern} shot", COLORS[thing.color], where)
-            yield Question("after", f"what shape follows the {pattern} shot", SHAPES[thing.shape], where)
+def _count(clip: Clip, rng: np.random.Generator) -> Iterator[Question]:
+    for number, shot in enumerate(clip.shots):
+        where = tuple((number, blob.place) for blob in shot.blobs)
+        text = f"how many blobs are in the {PATTERNS[shot.pattern]} shot"
+        yield Question("count", text, NUMBERS[len(shot.blobs) - 1], where)
 
 
 _ASK: dict[str, Callable[[Clip, np.random.Generator], Iterator[Question]]] = {
@@ -109,7 +110,7 @@ _ASK: dict[str, Callable[[Clip, np.random.Generator], Iterator[Question]]] = {
     "scene": _scene,
     "order": _order,
     "next": _next,
-    "after": _after,
+    "count": _count,
 }
 KINDS = tuple(_ASK)
 
@@ -121,9 +122,22 @@ CHANCE = {
     "scene": 1 / len(COLORS),
     "order": 1 / 2,
     "next": 1 / (len(PATTERNS) - 1),
-    "after": 1 / len(COLORS),
+    "count": 1 / len(NUMBERS),
 }
 """Accuracy of the best policy that knows the question but not the clip, per kind, for clips of eight shots."""
+
+
+def best_guess(clip: Clip, kind: str) -> float:
+    """Accuracy of the best policy that sees the clip and knows the kind of question, but not which one it is.
+
+    Parameters
+    ----------
+    clip : Clip
+    kind : str
+        One of `KINDS`.
+    """
+    answers = Counter(question.answer for question in _ASK[kind](clip, np.random.default_rng(0)))
+    return max(answers.values()) / answers.total()
 
 
 def ask(clip: Clip, kind: str, rng: np.random.Generator, count: int = 1) -> list[Question]:

@@ -14,6 +14,7 @@ PLACES = ("top-left", "top", "top-right", "left", "center", "right", "bottom-lef
 SIDE = 3  # cells along each edge of a frame
 CELL = 16  # pixels along each edge of a cell, at scale 1
 SIZE = SIDE * CELL
+MOST_BLOBS = 3  # in a shot
 SHAKE = 1  # how many pixels the camera moves at most, at scale 1
 
 _RGB = np.array(
@@ -43,9 +44,9 @@ class Shot:
     tones : float array [2, 3]
         The two colours of the pattern.
     thing : Thing or None
-        What questions ask about.
+        What most questions ask about.
     blobs : tuple of Thing
-        Grey distractors; their `color` is a grey level.
+        One to three grey discs without sharp edges; their `color` is a grey level.
     shakes : int array [frames, 2]
         Where the camera stands in each frame, in pixels at scale 1, from 0 to ``2 · SHAKE``.
     seed : int
@@ -123,7 +124,7 @@ def _shot(rng: np.random.Generator, pattern: int, kind: tuple[int, int] | None, 
         pattern=int(pattern),
         tones=np.stack([base, base + contrast]).astype(np.float32),
         thing=draw(*kind) if kind else None,
-        blobs=tuple(draw(int(rng.choice((35, 225))), 0) for _ in range(rng.integers(1, 3))),
+        blobs=tuple(draw(int(rng.choice((35, 225))), 0) for _ in range(rng.integers(1, MOST_BLOBS + 1))),
         shakes=rng.integers(0, 2 * SHAKE + 1, (frames, 2)),
         seed=int(rng.integers(2**31)),
     )

@@ -8,15 +8,16 @@ import tokenizers
 import torch
 import transformers
 
-from adatp_kernels.demo.scenes import COLORS, PATTERNS, PLACES, SHAPES, SIDE, SIZE
+from adatp_kernels.demo.clips.questions import NUMBERS
+from adatp_kernels.demo.clips.scenes import COLORS, PATTERNS, PLACES, SHAPES, SIDE, SIZE
 
 SPECIAL = ("<pad>", "<unk>", "<image>", "<video>", "<user>", "<assistant>", "<end>")
 PAD, _, IMAGE, VIDEO, USER, ASSISTANT, END = range(len(SPECIAL))
 FUNCTION_WORDS = (
-    "what", "which", "where", "how", "many", "is", "are", "in", "the", "or", "color", "shape", "shot", "shows", "things",
+    "what", "which", "where", "how", "many", "is", "are", "in", "the", "or", "color", "shape", "shot", "shows", "blobs",
     "comes", "first", "follows",
 )  # fmt: skip
-WORDS = (*SPECIAL, *FUNCTION_WORDS, *COLORS, *SHAPES, *PATTERNS, *PLACES, "one", "two", "three")
+WORDS = (*SPECIAL, *FUNCTION_WORDS, *COLORS, *SHAPES, *PATTERNS, *PLACES, *NUMBERS)
 CELLS = SIDE * SIDE  # visual tokens of a frame: the tower's 6 × 6 patches, pooled
 
 COPY = 0.2  # how much of what attention finds is copied into the stream at first

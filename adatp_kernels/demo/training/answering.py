@@ -9,10 +9,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from adatp_kernels.demo.batches import Packed, example, pack
-from adatp_kernels.demo.network import END
-from adatp_kernels.demo.questions import KINDS
-from adatp_kernels.demo.reading import Reading, packed_attention
+from adatp_kernels.demo.clips.questions import KINDS
+from adatp_kernels.demo.training.batches import Packed, example, pack
+from adatp_kernels.demo.training.network import END
+from adatp_kernels.demo.training.reading import Reading, packed_attention
 
 
 def answer_logits(model: Any, packed: Packed, first: Tensor | None = None, last: int | None = None) -> Tensor:

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import av
 
-from adatp_kernels.demo.scenes import Clip, render
+from adatp_kernels.demo.clips.scenes import Clip, render
 
 FPS = 12
 

@@ -11,20 +11,22 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from adatp_kernels.demo.batches import pixels
-from adatp_kernels.demo.network import WORDS
-from adatp_kernels.demo.scenes import COLORS, PATTERNS, PLACES, SHAPES, Clip, draw_clip, render
+from adatp_kernels.demo.clips.scenes import COLORS, PATTERNS, PLACES, SHAPES, Clip, draw_clip, render
+from adatp_kernels.demo.training.batches import pixels
+from adatp_kernels.demo.training.network import WORDS
 
+BLOBS = WORDS.index("blobs")
 SAME, DIFFERENT = 0.98, 0.6  # what the cosines of frames of one shot shall exceed, and those across a cut stay under
 
 
 def cell_labels(clip: Clip) -> np.ndarray:
-    """What each cell of each frame holds: colour and shape (0 for none), pattern and place, int [frames, cells, 4]."""
-    labels = np.zeros((len(clip.shots), len(PLACES), 4), dtype=np.int64)
+    """What each cell holds: colour and shape (0 for none), pattern, place, whether a blob, int [frames, cells, 5]."""
+    labels = np.zeros((len(clip.shots), len(PLACES), 5), dtype=np.int64)
     for number, shot in enumerate(clip.shots):
         if shot.thing:
             labels[number, shot.thing.place, :2] = shot.thing.color + 1, shot.thing.shape + 1
         labels[number, :, 2] = shot.pattern
+        labels[number, [blob.place for blob in shot.blobs], 4] = 1
     labels[..., 3] = np.arange(len(PLACES))
     return labels[clip.shot_of_frame]
 
@@ -90,7 +92,9 @@ def train_tower(model: Any, steps: int, batch: int = 8, seed: int = 0, log: Any 
         ]
         cosine, same = neighbour_cosines(features.view(batch, -1, features.shape[-1]), clips)
         margin = F.relu(SAME - cosine[same]).mean() + F.relu(cosine[~same] - DIFFERENT).mean()
-        loss = losses[0] + losses[1] + losses[2] + 0.2 * losses[3] + 2 * margin
+        blob = tokens @ decoder.embed_tokens.weight[BLOBS]
+        losses.append(F.binary_cross_entropy_with_logits(blob, labels[..., 4].to(blob.dtype)))
+        loss = losses[0] + losses[1] + losses[2] + 0.2 * losses[3] + losses[4] + 2 * margin
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -101,6 +105,7 @@ def train_tower(model: Any, steps: int, batch: int = 8, seed: int = 0, log: Any 
                 (logit.argmax(-1) == labels[..., part])[labels[..., part] > 0].float().mean().item()
                 for part, logit in enumerate(logits)
             ]
+            blobs = (blob > 0) == labels[..., 4].bool()
             log(
                 {
                     "tower_step": step + 1,
@@ -109,6 +114,7 @@ def train_tower(model: Any, steps: int, batch: int = 8, seed: int = 0, log: Any 
                         f"probe_{name}": round(value, 4)
                         for name, value in zip(("color", "shape", "pattern", "place"), right, strict=True)
                     },
+                    "probe_blob": round(blobs[labels[..., 0] == 0].float().mean().item(), 4),
                     "cosine_in_shot_5%": round(cosine[same].quantile(0.05).item(), 4),
                     "cosine_across_cut_95%": round(cosine[~same].quantile(0.95).item(), 4),
                     "seconds": round(time.perf_counter() - started, 1),

@@ -9,9 +9,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from adatp_kernels.demo.network import ASSISTANT, CELLS, END, PAD, USER, VIDEO, WORDS
-from adatp_kernels.demo.questions import KINDS, Question, ask
-from adatp_kernels.demo.scenes import Clip, draw_clip, render
+from adatp_kernels.demo.clips.questions import KINDS, Question, ask
+from adatp_kernels.demo.clips.scenes import Clip, draw_clip, render
+from adatp_kernels.demo.training.network import ASSISTANT, CELLS, END, PAD, USER, VIDEO, WORDS
 
 SPLITS = ("train", "calibration", "held-out")
 ONE_EACH = dict.fromkeys(KINDS, 1)

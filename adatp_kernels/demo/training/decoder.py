@@ -14,9 +14,9 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from adatp_kernels.demo.answering import accuracy, answer_logits
-from adatp_kernels.demo.batches import example, pack
-from adatp_kernels.demo.tower_training import disturb, frame_features, pattern_alignment
+from adatp_kernels.demo.training.answering import accuracy, answer_logits
+from adatp_kernels.demo.training.batches import example, pack
+from adatp_kernels.demo.training.tower import disturb, frame_features, pattern_alignment
 
 
 @dataclass(frozen=True)

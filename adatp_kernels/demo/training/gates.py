@@ -12,19 +12,19 @@ from torch import Tensor
 from tqdm import tqdm
 
 from adatp_kernels.config import AdaTPConfig
-from adatp_kernels.demo.answering import accuracy
-from adatp_kernels.demo.batches import Example, example, pixels, prompt, words
-from adatp_kernels.demo.questions import CHANCE, KINDS, Question
-from adatp_kernels.demo.scenes import Clip, render
-from adatp_kernels.demo.tower_training import frame_features, neighbour_cosines
+from adatp_kernels.demo.clips.questions import CHANCE, KINDS, Question, best_guess
+from adatp_kernels.demo.clips.scenes import Clip, render
+from adatp_kernels.demo.training.answering import accuracy
+from adatp_kernels.demo.training.batches import Example, example, pixels, prompt, words
+from adatp_kernels.demo.training.tower import frame_features, neighbour_cosines
 from adatp_kernels.integrations.transformers import accelerate
 
 Accuracy = dict[str, float]
 
 
-def _shares(hits: Iterable[tuple[str, bool]]) -> Accuracy:
+def _shares(hits: Iterable[tuple[str, float]]) -> Accuracy:
     """Share of right answers per kind, and their mean as "all"."""
-    by_kind: dict[str, list[bool]] = defaultdict(list)
+    by_kind: dict[str, list[float]] = defaultdict(list)
     for kind, hit in hits:
         by_kind[kind].append(hit)
     shares = {kind: float(np.mean(by_kind[kind])) for kind in KINDS if kind in by_kind}
@@ -75,6 +75,12 @@ def swapped_question(model: Any, split: str, clips: range, kinds: Sequence[str] 
                 before[question.kind] = question
 
     return _shares(hits())
+
+
+def best_guesses(split: str, clips: range, kinds: Sequence[str] = KINDS) -> Accuracy:
+    """What a policy reaches that sees the clip and knows the kind of question, but not which: the floor of a swapped one."""
+    examples = _examples(split, clips, (), "guessing")
+    return _shares((kind, best_guess(one.clip, kind)) for one in examples for kind in kinds)
 
 
 def drop_all(model: Any, split: str, clips: range, after: int, kinds: Sequence[str] = KINDS) -> Accuracy:

@@ -1,0 +1,58 @@
+"""Trains the small Video LLM of the demo from nothing: ``python -m adatp_kernels.demo.training``."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import platform
+import time
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+
+from adatp_kernels.demo.trained import MODEL
+from adatp_kernels.demo.training.recipe import LEARNING_RATE, LESSONS, SEED, TOWER_STEPS, measure, save, train
+
+
+def main() -> None:
+    """Train, measure, save."""
+    parser = argparse.ArgumentParser(description=__doc__, allow_abbrev=False)
+    parser.add_argument(
+        "--output", type=Path, default=MODEL, help="folder for the model (default: where the demo looks)"
+    )
+    parser.add_argument("--clips", type=int, default=500, help="held-out clips to measure on (default: 500)")
+    parser.add_argument("--threads", type=int, default=1, help="of PyTorch (default: 1)")
+    options = parser.parse_args()
+    options.output.mkdir(parents=True, exist_ok=True)
+    torch.set_num_threads(options.threads)
+    log_file = options.output / "training_log.jsonl"
+
+    def log(entry: dict[str, Any]) -> None:
+        line = json.dumps(entry)
+        print(line, flush=True)
+        with log_file.open("a") as lines:
+            lines.write(line + "\n")
+
+    started = time.perf_counter()
+    model = train(options.output, log)
+    record = {
+        "seed": SEED,
+        "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        "tower_steps": TOWER_STEPS,
+        "learning_rate": LEARNING_RATE,
+        "lessons": [asdict(lesson) for lesson in LESSONS],
+        "seconds": round(time.perf_counter() - started),
+        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {options.threads} used",
+        "torch": torch.__version__,
+        "transformers": transformers.__version__,
+        "measured": measure(model, options.clips),
+    }
+    save(model, options.output, record)
+
+
+if __name__ == "__main__":
+    main()
