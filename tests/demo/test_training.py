@@ -1,7 +1,15 @@
 """The training: lessons lower the loss, an interrupted run goes on, and what layers share is saved as copies."""
 
+import dataclasses
+import json
+import sys
+
 import torch
 
+from adatp_kernels.demo.clips.questions import KINDS
+from adatp_kernels.demo.trained import load_trained
+from adatp_kernels.demo.training import __main__ as command
+from adatp_kernels.demo.training import recipe
 from adatp_kernels.demo.training.decoder import SHARING, Lesson, share_queries_and_keys, train_decoder
 from adatp_kernels.demo.training.network import build_network
 from adatp_kernels.demo.training.tower import train_tower
@@ -28,6 +36,27 @@ def test_decoder_training_goes_on_where_it_stopped(tmp_path):
         runs.append((model.state_dict(), log))
     assert len(runs[0][1]) == 1 and runs[1][1] == []
     assert all(torch.equal(value, runs[1][0][name]) for name, value in runs[0][0].items())
+
+
+def test_the_command_leaves_a_model_that_loads_and_goes_on_where_it_stopped(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(recipe, "TOWER_STEPS", 1)
+    monkeypatch.setattr(recipe, "LESSONS", (dataclasses.replace(LESSON, steps=1),))
+    monkeypatch.setattr(sys, "argv", ["training", "--output", str(tmp_path), "--clips", "2"])
+    records = []
+    for _ in range(2):
+        command.main()
+        trained = load_trained(tmp_path)
+        assert trained.kinds == ()  # it knows nothing
+        records.append(json.loads((tmp_path / "training.json").read_text()))
+    entries = [json.loads(line) for line in (tmp_path / "training_log.jsonl").read_text().splitlines()]
+    assert [next(iter(entry)) for entry in entries] == ["tower_step", "step"]
+    assert records[0] == records[1] and records[0]["seconds"] == {
+        "tower": entries[0]["seconds"],
+        "decoder": entries[1]["seconds"],
+    }
+    measured = records[0]["measured"]
+    assert set(measured["accuracy"]) == set(measured["swapped_question"]) == {*KINDS, "all"}
+    assert trained.demo.model.num_parameters() == records[0]["parameters"]
 
 
 def test_layers_that_share_learn_together_and_are_saved_apart(tmp_path):

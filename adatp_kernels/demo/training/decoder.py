@@ -80,7 +80,7 @@ def train_decoder(
     groups = [{"params": matrices, "weight_decay": 0.02}, {"params": vectors, "weight_decay": 0.0}]
     optimizer = torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, 0.98))
     total = sum(lesson.steps for lesson in lessons)
-    decay = min(1000, total // 3)
+    decay = min(1000, -(-total // 3))
     plan = [lesson for lesson in lessons for _ in range(lesson.steps)]
     checkpoint = folder / "checkpoint.pt"
     first, spent = 0, 0.0

@@ -20,12 +20,16 @@ TOWER_STEPS = 2000
 LEARNING_RATE = 8e-4
 GATE = 0.95  # a kind of question that is answered less often is not one to compare pruners by
 LATE = 5  # with 16 layers, adatp prunes after layers 1, 2 and 3
-QUESTIONS = {"color": 2, "shape": 2, "place": 2, "shot": 2, "scene": 4, "order": 3, "next": 2, "count": 3}
+ALL = {"color": 2, "shape": 2, "place": 2, "shot": 2, "scene": 4, "order": 3, "next": 2, "count": 3}
+# With two shots, every question that names a background can be answered without finding it; with three, those kinds are
+# learned within some hundred steps, and with four, if they are not asked more than the others, in no time that we waited.
+BY_BACKGROUND = {"color": 1, "shape": 1, "place": 1, "shot": 1, "order": 1, "next": 2, "scene": 5, "count": 3}
 LESSONS = (
-    Lesson(steps=200, num_shots=1, clips=16, questions=QUESTIONS, late=LATE),
-    Lesson(steps=1000, num_shots=2, clips=12, questions=QUESTIONS, late=LATE),
-    Lesson(steps=1800, num_shots=4, clips=8, questions=QUESTIONS, late=LATE),
-    Lesson(steps=1500, num_shots=8, clips=8, questions=QUESTIONS, late=LATE),
+    Lesson(steps=200, num_shots=1, clips=16, questions=ALL, late=LATE),
+    Lesson(steps=1000, num_shots=2, clips=12, questions=ALL, late=LATE),
+    Lesson(steps=1200, num_shots=3, clips=12, questions=BY_BACKGROUND, late=LATE),
+    Lesson(steps=600, num_shots=4, clips=8, questions=ALL, late=LATE),
+    Lesson(steps=2400, num_shots=8, clips=8, questions=ALL, late=LATE),
 )
 
 
@@ -50,16 +54,18 @@ def train(folder: Path, log: Callable[[dict[str, Any]], None]) -> Any:
 def measure(model: Any, clips: int) -> dict[str, Any]:
     """Everything a reader needs to judge the model by, on `clips` held-out clips; see `gates`.
 
-    What the model did not learn is measured, too, and told apart: the controls are about the kinds that it answers.
+    What the model did not learn is measured, too, and told apart: the controls are about the kinds that it answers (about
+    all, if it answers none).
     """
     split, numbers = "held-out", range(clips)
     accuracy = gates.single_question(model, split, numbers)
-    kinds = [kind for kind in KINDS if accuracy[kind] >= GATE]
+    learned = [kind for kind in KINDS if accuracy[kind] >= GATE]
+    kinds = learned or KINDS
     segments = gates.calibrate_segments(model, range(200))
     pruned = AdaTPConfig(segment_threshold=segments["threshold"])
     return {
         "clips": clips,
-        "kinds": kinds,
+        "kinds": learned,
         "chance": {kind: round(share, 4) for kind, share in CHANCE.items()},
         "fixed_frame_bound": gates.fixed_frame_bound(split, numbers),
         "accuracy": accuracy,
