@@ -99,11 +99,12 @@ def _content_free(kinds: Sequence[str]) -> Iterator[dict[str, Any]]:
 
 
 def _text(comparison: Comparison, bias: BiasReport, minutes: float) -> str:
+    threads = torch.get_num_threads()
     separated = [line for line in comparison.separated() if line.startswith("all ")]
     mismatched = comparison.mismatched()
     parts = [
         f"{comparison.clips} clips, a question each; 95 % intervals by paired bootstrap; {minutes:.1f} minutes on "
-        f"{torch.get_num_threads()} threads.",
+        f"{threads} thread{'s' if threads > 1 else ''}.",
         comparison.table(),
         comparison.recall_table(),
         comparison.kinds_table(ABLATED_AT),
