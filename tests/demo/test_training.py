@@ -38,6 +38,17 @@ def test_decoder_training_goes_on_where_it_stopped(tmp_path):
     assert all(torch.equal(value, runs[1][0][name]) for name, value in runs[0][0].items())
 
 
+def test_the_tower_learns_in_lessons_that_say_so(tmp_path):
+    model = build_network(0)
+    lessons = [dataclasses.replace(LESSON, steps=1), dataclasses.replace(LESSON, steps=1, num_shots=2, tower=True)]
+    for number in (1, 2):
+        before = {name: value.clone() for name, value in model.state_dict().items()}
+        train_decoder(model, lessons[:number], tmp_path, log=lambda entry: None)
+        changed = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
+        assert any("language_model" in name for name in changed) and any("projector" in name for name in changed)
+        assert any("vision_tower" in name for name in changed) == (number == 2)
+
+
 def test_the_command_leaves_a_model_that_loads_and_goes_on_where_it_stopped(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(recipe, "TOWER_STEPS", 1)
     monkeypatch.setattr(recipe, "LESSONS", (dataclasses.replace(LESSON, steps=1),))

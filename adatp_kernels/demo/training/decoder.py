@@ -16,7 +16,13 @@ from torch import nn
 
 from adatp_kernels.demo.training.answering import accuracy, answer_logits
 from adatp_kernels.demo.training.batches import example, pack
-from adatp_kernels.demo.training.tower import disturb, frame_features, pattern_alignment
+from adatp_kernels.demo.training.tower import (
+    disturb,
+    frame_features,
+    neighbour_cosines,
+    pattern_alignment,
+    segment_margin,
+)
 
 
 @dataclass(frozen=True)
@@ -34,6 +40,8 @@ class Lesson:
         How many of each kind about a clip, where it offers as many.
     late : int
         The layer from which on a question sees the video is drawn from 0 … `late`, once per clip and step.
+    tower : bool
+        Whether the vision tower learns, too.
     """
 
     steps: int
@@ -41,6 +49,7 @@ class Lesson:
     clips: int
     questions: Mapping[str, int]
     late: int
+    tower: bool = False
 
 
 ALIGNMENT = 0.1  # weight of `pattern_alignment` beside the answers
@@ -69,15 +78,17 @@ def train_decoder(
     seed: int = 0,
     log: Callable[[dict[str, Any]], None] = print,
 ) -> None:
-    """Train everything but the vision tower, in place; goes on from the checkpoint in `folder`, if there is one.
+    """Train decoder and projector, and the vision tower in lessons that say so; goes on from the checkpoint in `folder`.
 
-    The learning rate warms up, stays, and falls over the last 1,000 steps.
+    The learning rate warms up, stays, and falls over the last 1,000 steps; the tower's is 0.3 of it.
     """
-    model.model.vision_tower.requires_grad_(False)
-    trained = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    matrices = [parameter for parameter in trained if parameter.dim() > 1]
-    vectors = [parameter for parameter in trained if parameter.dim() == 1]
-    groups = [{"params": matrices, "weight_decay": 0.02}, {"params": vectors, "weight_decay": 0.0}]
+    tower = list(model.model.vision_tower.parameters())
+    others = [parameter for name, parameter in model.named_parameters() if "vision_tower" not in name]
+    groups = [
+        {"params": [parameter for parameter in others if parameter.dim() > 1], "weight_decay": 0.02, "share": 1.0},
+        {"params": [parameter for parameter in others if parameter.dim() == 1], "weight_decay": 0.0, "share": 1.0},
+        {"params": tower, "weight_decay": 0.0, "share": 0.3},
+    ]
     optimizer = torch.optim.AdamW(groups, lr=learning_rate, betas=(0.9, 0.98))
     total = sum(lesson.steps for lesson in lessons)
     decay = min(1000, -(-total // 3))
@@ -93,8 +104,9 @@ def train_decoder(
     losses: list[float] = []
     for step in range(first, total):
         lesson = plan[step]
+        model.model.vision_tower.requires_grad_(lesson.tower)
         for group in optimizer.param_groups:
-            group["lr"] = learning_rate * min(1.0, (step + 1) / 100, max(0.02, (total - step) / decay))
+            group["lr"] = group["share"] * learning_rate * min(1.0, (step + 1) / 100, max(0.02, (total - step) / decay))
         generator = torch.Generator().manual_seed(seed * 1_000_003 + step)
         numbers = range(step * 64, step * 64 + lesson.clips)
         examples = [example("train", i, lesson.questions, lesson.num_shots, seed) for i in numbers]
@@ -102,11 +114,14 @@ def train_decoder(
         packed = dataclasses.replace(packed, pixels=disturb(packed.pixels, generator))
         late = torch.randint(0, lesson.late + 1, (lesson.clips,), generator=generator)
         loss = F.cross_entropy(answer_logits(model, packed, first=late), packed.targets)
-        tokens, _ = frame_features(model, packed.pixels)
-        loss = loss + ALIGNMENT * pattern_alignment(tokens, [one.clip for one in examples])
+        tokens, features = frame_features(model, packed.pixels)
+        clips = [one.clip for one in examples]
+        loss = loss + ALIGNMENT * pattern_alignment(tokens, clips)
+        if lesson.tower:
+            loss = loss + segment_margin(*neighbour_cosines(features.unflatten(0, (len(clips), -1)), clips))
         optimizer.zero_grad()
         loss.backward()
-        nn.utils.clip_grad_norm_(trained, 1.0)
+        nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         losses.append(loss.item())
         if (step + 1) % 25 == 0 or step + 1 == total:

@@ -91,10 +91,9 @@ def train_tower(model: Any, steps: int, batch: int = 8, seed: int = 0, log: Any 
             for part, (logit, weight) in enumerate(zip(logits, weights, strict=True))
         ]
         cosine, same = neighbour_cosines(features.view(batch, -1, features.shape[-1]), clips)
-        margin = F.relu(SAME - cosine[same]).mean() + F.relu(cosine[~same] - DIFFERENT).mean()
         blob = tokens @ decoder.embed_tokens.weight[BLOBS]
         losses.append(F.binary_cross_entropy_with_logits(blob, labels[..., 4].to(blob.dtype)))
-        loss = losses[0] + losses[1] + losses[2] + 0.2 * losses[3] + losses[4] + 2 * margin
+        loss = losses[0] + losses[1] + losses[2] + 0.2 * losses[3] + losses[4] + 2 * segment_margin(cosine, same)
         optimizer.zero_grad()
         loss.backward()
         nn.utils.clip_grad_norm_(parameters, 1.0)
@@ -142,13 +141,18 @@ def pattern_alignment(tokens: Tensor, clips: Sequence[Clip]) -> Tensor:
     return F.cross_entropy(25 * unit[~empty] @ F.normalize(centre, dim=-1).T, labels[~empty, 2])
 
 
-def neighbour_cosines(features: Tensor, clips: list[Clip]) -> tuple[Tensor, Tensor]:
+def segment_margin(cosine: Tensor, same: Tensor) -> Tensor:
+    """How far the cosines of neighbouring frames, as `neighbour_cosines` gives them, are on the wrong side, a scalar loss."""
+    return F.relu(SAME - cosine[same]).mean() + F.relu(cosine[~same] - DIFFERENT).mean()
+
+
+def neighbour_cosines(features: Tensor, clips: Sequence[Clip]) -> tuple[Tensor, Tensor]:
     """Cosines of neighbouring frames' features, and which of those pairs lie within a shot, both [clips · (frames − 1)].
 
     Parameters
     ----------
     features : Tensor [clips, frames, d]
-    clips : list of Clip
+    clips : sequence of Clip
     """
     cosine = F.cosine_similarity(features[:, 1:], features[:, :-1], dim=-1).flatten()
     same = np.stack([np.diff(clip.shot_of_frame) == 0 for clip in clips])
