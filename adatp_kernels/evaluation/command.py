@@ -112,7 +112,7 @@ def _text(comparison: Comparison, bias: BiasReport, minutes: float) -> str:
         comparison.dropping_table(),
         "Presets that differ, over all questions, by more than the 95 % interval of their difference:\n"
         + ("\n".join(f"- {line}" for line in separated) or "- none"),
-        f"Not within 2 % of their budget: {'; '.join(mismatched) or 'none'}.",
+        f"Not within 2 % of their budget: {'; '.join(mismatched) or 'none'}. Furthest from it: {comparison.furthest()}.",
         f"Mean over {min(comparison.clips, BIAS_CLIPS)} clips of the {bias}",
     ]
     return "\n\n".join(parts)

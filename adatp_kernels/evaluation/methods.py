@@ -106,7 +106,7 @@ def ablations(threshold: float, prior: str) -> list[Method]:
         "no spatial deduplication": {"spatial_dedup": "off"},
         "soft deduplication (½)": {"spatial_dedup": "soft", "soft_weight": 0.5},
         # One token per position of the whole video would be too few to spend the budget on.
-        "no segments, so no deduplication": {"segment_threshold": -1.0, "spatial_dedup": "off"},
+        "no segments, so no deduplication and no relevance": {"segment_threshold": -1.0, "spatial_dedup": "off"},
         "last row for all rows": {"queries": "last"},
         "single stage": {"stages": "single"},
         "with a calibrated prior": {"prior": prior},
@@ -115,4 +115,9 @@ def ablations(threshold: float, prior: str) -> list[Method]:
         Method(name, "ablation", ABLATED_AT, dataclasses.replace(whole, **changes), relevance=True)
         for name, changes in changed.items()
     ]
-    return [*methods, Method("no text relevance", "ablation", ABLATED_AT, whole)]
+    alone = dataclasses.replace(whole, spatial_dedup="off")
+    return [
+        *methods,
+        Method("no text relevance", "ablation", ABLATED_AT, whole),
+        Method("no text relevance, no deduplication", "ablation", ABLATED_AT, alone),
+    ]

@@ -14,7 +14,9 @@ from adatp_kernels.evaluation.methods import ABLATED_AT, Method
 from adatp_kernels.evaluation.run import Floors, Outcome, kind_of
 from adatp_kernels.evaluation.statistics import Bootstrap
 
+FOUND_AT = (4, 8)  # layers: AdaTP's three stages are before the first, two of PyramidDrop's before the second
 MATCH = 0.02  # how far from its budget the cost of a method may be, as a share of it
+FOUND = f"evidence found when layers {FOUND_AT[0]} / {FOUND_AT[1]} begin, in %"
 
 
 class Comparison:
@@ -39,13 +41,21 @@ class Comparison:
         self.floors = {
             "without a video": np.array(floors.blind, dtype=float),
             "another clip's question": np.array(floors.swapped, dtype=float),
-            "best guess without the question": np.array(floors.guess),
+            "best guess without the question": np.array(floors.guess, dtype=float),
+            "best guess without the clip": np.array([CHANCE[kind] for kind in self.kinds.tolist()]),
         }
 
     @property
     def clips(self) -> int:
         """How many there were."""
         return self.right.shape[1]
+
+    @property
+    def guess(self) -> float:
+        """Accuracy of a policy that sees the clip or the question, for each kind of question what helps more."""
+        guesses = [right for name, right in self.floors.items() if name.startswith("best guess")]
+        better = {kind: max(right[self.kinds == kind].mean() for right in guesses) for kind in self._asked}
+        return float(np.mean([better[kind] for kind in self.kinds.tolist()]))
 
     @cached_property
     def bootstrap(self) -> Bootstrap:
@@ -66,7 +76,7 @@ class Comparison:
         return float(np.mean(self.outcomes[number].planned)), float(np.mean(self.outcomes[number].actual))
 
     def mismatched(self) -> list[str]:
-        """Methods whose planned or actual cost is not within `MATCH` of their budget, in words."""
+        """Methods whose planned or actual cost, mean over the clips, is not within `MATCH` of their budget, in words."""
         return [
             f"{method.name} at {method.budget:.3f}: planned {planned:.4f}, actual {actual:.4f}"
             for number, method in enumerate(self.methods)
@@ -74,6 +84,17 @@ class Comparison:
             for planned, actual in [self.costs(number)]
             if max(abs(planned - method.budget), abs(actual - method.budget)) > MATCH * method.budget
         ]
+
+    def furthest(self) -> str:
+        """The clip, of all methods, whose actual cost is furthest from its budget, in words."""
+        budgets = [
+            (method, outcome) for method, outcome in zip(self.methods, self.outcomes, strict=True) if method.budget
+        ]
+        off = lambda pair: max(abs(cost / pair[0].budget - 1) for cost in pair[1].actual)  # noqa: E731
+        method, outcome = max(budgets, key=off)
+        costs = np.array(outcome.actual)
+        cost = costs[np.abs(costs / method.budget - 1).argmax()]
+        return f"{method.name} at {method.budget:.3f}, {cost:.4f} for {int((costs == cost).sum())} clips"
 
     def separated(self) -> list[str]:
         """Pairs of presets whose difference, at one budget and for one kind of question or all, is not zero with 95 %."""
@@ -105,20 +126,22 @@ class Comparison:
             rows.append([name, *(self._accuracy(self.find(name, budget)) for budget in self.budgets)])
         dense = self._accuracy(self.find("dense", None))
         rows.append(["not pruned", *[dense] * len(columns)])
-        rows += [[name, *[f"{100 * right.mean():.1f}"] * len(columns)] for name, right in self.floors.items()]
+        floors = {name: self.floors[name].mean() for name in ("without a video", "another clip's question")}
+        floors["best guess without the clip or without the question"] = self.guess
+        rows += [[name, *[f"{100 * share:.1f}"] * len(columns)] for name, share in floors.items()]
         return _markdown(["accuracy in %", *columns], rows)
 
     def recall_table(self) -> str:
-        """Evidence left after the last stage, for the same rows and columns."""
+        """Evidence left when the layers of `FOUND_AT` begin, for the same rows and columns."""
         rows = []
         for name in self._rows:
             cells = []
             for budget in self.budgets:
                 number = self.find(name, budget)
-                cells.append("—" if number is None else "{:.1f} / {:.1f}".format(*self._recall(number)))
+                cells.append("—" if number is None else self._found(number))
             rows.append([name, *cells])
         columns = [f"{budget:.3f} of the FLOPs" for budget in self.budgets]
-        return _markdown(["things found / tokens left, in %", *columns], rows)
+        return _markdown([FOUND, *columns], rows)
 
     def kinds_table(self, budget: float) -> str:
         """Accuracy by kind of question at one budget, and where the floor is."""
@@ -135,23 +158,19 @@ class Comparison:
             [name, *(f"{100 * right[self.kinds == kind].mean():.1f}" for kind in self._asked)]
             for name, right in self.floors.items()
         ]
-        rows.append(["best guess without the clip", *(f"{100 * CHANCE[kind]:.1f}" for kind in self._asked)])
         return _markdown([f"accuracy in % at {budget:.3f}", *self._asked], rows)
 
     def ablation_table(self) -> str:
         """AdaTP with a part changed, and the difference to the whole."""
         whole = self.find("adatp", ABLATED_AT)
         assert whole is not None
-        rows = [["adatp", self._accuracy(whole), "", "{:.1f} / {:.1f}".format(*self._recall(whole))]]
+        rows = [["adatp", self._accuracy(whole), "", self._found(whole)]]
         for number, method in enumerate(self.methods):
             if method.group == "ablation":
                 mean, low, high = self.bootstrap.difference(number, whole)
                 difference = f"{100 * mean:+.1f} [{100 * low:+.1f}, {100 * high:+.1f}]"
-                recall = "{:.1f} / {:.1f}".format(*self._recall(number))
-                rows.append([method.name, self._accuracy(number), difference, recall])
-        return _markdown(
-            [f"at {ABLATED_AT}", "accuracy in %", "against adatp", "things found / tokens left, in %"], rows
-        )
+                rows.append([method.name, self._accuracy(number), difference, self._found(number)])
+        return _markdown([f"at {ABLATED_AT}", "accuracy in %", "against adatp", FOUND], rows)
 
     def dropping_table(self) -> str:
         """Accuracy when no visual token is left after a layer."""
@@ -180,11 +199,9 @@ class Comparison:
         low, high = self.bootstrap.interval(number)
         return f"{100 * self.right[number].mean():.1f} [{100 * low:.1f}, {100 * high:.1f}]"
 
-    def _recall(self, number: int) -> tuple[float, float]:
-        outcome = self.outcomes[number]
-        return 100 * float(np.mean([row[-1] for row in outcome.found])), 100 * float(
-            np.mean([row[-1] for row in outcome.alive])
-        )
+    def _found(self, number: int) -> str:
+        found = np.mean(self.outcomes[number].found, axis=0)
+        return " / ".join(f"{100 * found[layer]:.1f}" for layer in FOUND_AT)
 
     def to_dict(self) -> dict[str, Any]:
         """Everything, as JSON takes it."""
@@ -199,7 +216,11 @@ class Comparison:
                     "accuracy": float(self.right[number].mean()),
                     "interval": self.bootstrap.interval(number),
                     "by_kind": {kind: float(self.right[number, self.kinds == kind].mean()) for kind in self._asked},
-                    "things_found_by_layer": np.mean(outcome.found, axis=0).round(4).tolist(),
+                    "evidence_found_by_layer": np.mean(outcome.found, axis=0).round(4).tolist(),
+                    "evidence_found_by_kind": {
+                        kind: float(np.mean(outcome.found, axis=0, where=(self.kinds == kind)[:, None])[FOUND_AT[0]])
+                        for kind in self._asked
+                    },
                     "evidence_tokens_by_layer": np.mean(outcome.alive, axis=0).round(4).tolist(),
                     "planned_flops": planned,
                     "actual_flops": actual,
@@ -235,7 +256,8 @@ class Comparison:
             accuracy.errorbar(
                 costs, means, yerr=errors, label=name, linestyle=style, marker="o", markersize=4, capsize=3
             )
-            evidence.plot(costs, [self._recall(i)[0] for i in numbers], linestyle=style, marker="o", markersize=4)
+            found = [100 * np.mean(self.outcomes[i].found, axis=0)[FOUND_AT[0]] for i in numbers]
+            evidence.plot(costs, found, linestyle=style, marker="o", markersize=4)
         dense = self.find("dense", None)
         assert dense is not None
         blind = self.floors["without a video"].mean()
@@ -253,7 +275,9 @@ class Comparison:
         accuracy.set(xlabel="share of the visual FLOPs", ylabel="accuracy in %", title="answers")
         accuracy.legend(fontsize=8)
         evidence.set(
-            xlabel="share of the visual FLOPs", ylabel="things found in %", title="evidence left after the last stage"
+            xlabel="share of the visual FLOPs",
+            ylabel="pieces found in %",
+            title=f"evidence left when layer {FOUND_AT[0]} begins",
         )
         dropping.set(xlabel="no visual token after layer", ylabel="accuracy in %", title="when the video is read")
         figure.savefig(path, dpi=110)

@@ -33,7 +33,7 @@ class Outcome:
     alive : list of float array [num_layers]
         Share of the tokens that hold the evidence that entered each layer.
     found : list of float array [num_layers]
-        Share of the things that are evidence of which at least one token entered each layer.
+        Share of the pieces of evidence of which at least one token entered each layer.
     planned, actual : list of float
         Share of the FLOPs of the visual tokens.
     """
@@ -113,6 +113,8 @@ def compare(
             inputs, answers = inputs_of(examples)
             relevance = _relevance(model, inputs, examples)
             for method, outcome in zip(methods, outcomes, strict=True):
+                if method.config is not None:  # else every batch would get the same random numbers
+                    method = replace(method, config=replace(method.config, seed=first))
                 _run(model, method, inputs, relevance, examples, answers, outcome)
                 progress.update()
             questions = [[token for token in prompt(_text(one), 0) if token != VIDEO] for one in examples]
@@ -190,7 +192,10 @@ def _run(
             left = torch.isin(report.layout.index, kept).numpy().reshape(holds.shape)
             alive[layer + 1 :] = left[holds].mean()
             found[layer + 1 :] = np.mean(
-                [left[one.clip.shot_of_frame == shot, place].any() for shot, place in one.questions[0].evidence]
+                [
+                    left[np.ix_(one.clip.shot_of_frame == shot, places)].any()
+                    for shot, places in one.questions[0].evidence
+                ]
             )
         outcome.alive.append(alive)
         outcome.found.append(found)

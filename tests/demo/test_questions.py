@@ -60,7 +60,7 @@ def test_a_single_frame_does_not_tell_the_answer(asked, kind):
 
 def test_evidence_is_where_the_answer_is(asked):
     for clip, question in asked["place"]:
-        (shot, place) = question.evidence[0]
+        ((shot, (place,)),) = question.evidence
         tokens = question.tokens(clip)
         assert question.answer == PLACES[place]
         assert (tokens.any(1) == (clip.shot_of_frame == shot)).all() and tokens[:, place].sum() == tokens.sum()
@@ -77,12 +77,13 @@ def test_answers_are_true(asked):
         shot = clip.shots[number]
         if question.kind == "next":
             assert question.answer == order[number + 1]
+            assert question.evidence == ((number, tuple(range(9))), (number + 1, tuple(range(9))))
         elif question.kind == "scene":
             asked_for, name = (COLORS, shot.thing.color) if "color" in question.text else (SHAPES, shot.thing.shape)
-            assert question.answer == asked_for[name] and question.evidence == ((number, shot.thing.place),)
+            assert question.answer == asked_for[name] and question.evidence == ((number, (shot.thing.place,)),)
         else:
             assert question.answer == NUMBERS[len(shot.blobs) - 1]
-            assert question.evidence == tuple((number, blob.place) for blob in shot.blobs)
+            assert question.evidence == tuple((number, (place,)) for place in range(9))
     for clip, question in asked["order"]:
         when = {COLORS[shot.thing.color]: number for number, shot in enumerate(clip.shots) if shot.thing}
         colors = sorted((word for word in question.text.split() if word in when), key=when.__getitem__)

@@ -8,10 +8,10 @@ import pytest
 import torch
 
 import adatp_kernels as adatp
-from adatp_kernels.demo.clips.questions import KINDS
+from adatp_kernels.demo.clips.questions import CHANCE, KINDS
 from adatp_kernels.demo.training.batches import example, prompt
 from adatp_kernels.demo.training.network import build_network
-from adatp_kernels.evaluation import methods
+from adatp_kernels.evaluation import methods, run
 from adatp_kernels.evaluation.methods import Method
 from adatp_kernels.evaluation.report import Comparison
 from adatp_kernels.evaluation.run import Floors, Outcome, compare, decoder_of, inputs_of, kind_of
@@ -53,11 +53,24 @@ def test_outcomes_are_those_of_one_clip_at_a_time(model):
     assert all((one >= other).all() for one, other in zip(outcomes[2].found, outcomes[2].alive, strict=True))
 
 
+def test_every_batch_draws_random_numbers_of_its_own(model, monkeypatch):
+    seeds = []
+
+    def spy(model, config, **options):
+        seeds.append(config.seed)
+        return adatp.accelerate(model, config, **options)
+
+    monkeypatch.setattr(run, "accelerate", spy)
+    chosen = [Method("random", "preset", 0.273, adatp.AdaTPConfig.preset("random", target_flops=0.273))] * 2
+    compare(model, chosen, run.BATCH + 1, ("color",))
+    assert seeds == [0, 0, run.BATCH, run.BATCH]  # the same for all methods
+
+
 def comparison(clips=400):
     """Two presets at two budgets of which the first is right three times of four, and the second half as often."""
     rng = np.random.default_rng(0)
     chosen = [Method("dense", "preset", None, None)]
-    outcomes = [Outcome([True] * clips, [np.ones(3)] * clips, [np.ones(3)] * clips, [1.0] * clips, [1.0] * clips)]
+    outcomes = [Outcome([True] * clips, [np.ones(9)] * clips, [np.ones(9)] * clips, [1.0] * clips, [1.0] * clips)]
     for budget in (0.5, 0.25):
         for name, share in (("adatp", 0.75), ("fastv", 0.375)):
             chosen.append(Method(name, "preset", budget, adatp.AdaTPConfig(target_flops=budget)))
@@ -66,8 +79,8 @@ def comparison(clips=400):
             outcomes.append(
                 Outcome(
                     right,
-                    [np.array([1, 0.5, 0.25])] * clips,
-                    [np.array([1, 1, 0.5])] * clips,
+                    [np.full(9, 0.1)] * clips,
+                    [np.array([1, 1, 1, 1, 0.5, 0.5, 0.5, 0.5, 0.25])] * clips,
                     [budget] * clips,
                     [actual] * clips,
                 )
@@ -81,13 +94,14 @@ def test_tables_tell_what_came_out(tmp_path):
     result = comparison()
     assert result.budgets == [0.5, 0.25]
     rows = result.table().splitlines()
+    guess = f"{100 * np.mean([max(0.25, CHANCE[kind_of(number, KINDS)]) for number in range(400)]):.1f}"
     assert rows[0] == "| accuracy in % | 0.500 of the FLOPs | 0.250 of the FLOPs |"
     assert re.fullmatch(r"\| adatp( \| 7\d\.\d \[6\d\.\d, 7\d\.\d\]){2} \|", rows[2]), rows[2]
     assert rows[-4:] == [
         "| not pruned | 100.0 [100.0, 100.0] | 100.0 [100.0, 100.0] |",
         "| without a video | 0.0 | 0.0 |",
         "| another clip's question | 50.0 | 50.0 |",
-        "| best guess without the question | 25.0 | 25.0 |",
+        f"| best guess without the clip or without the question | {guess} | {guess} |",
     ]
     assert "| fastv | 50.0 / 25.0 | 50.0 / 25.0 |" in result.recall_table()
     assert result.kinds_table(0.25).splitlines()[0] == f"| accuracy in % at 0.250 | {' | '.join(KINDS)} |"
@@ -98,14 +112,16 @@ def test_tables_tell_what_came_out(tmp_path):
     )
     told = json.loads(json.dumps(result.to_dict()))
     assert told["results"][1]["accuracy"] == pytest.approx(np.mean(result.outcomes[1].right))
-    assert told["results"][1]["things_found_by_layer"] == [1, 1, 0.5]
+    assert told["results"][1]["evidence_found_by_layer"][-2:] == [0.5, 0.25]
+    assert told["results"][1]["evidence_found_by_kind"] == dict.fromkeys(KINDS, 0.5)
+    assert result.furthest() == "fastv at 0.250, 0.2625 for 400 clips"
     result.plot(tmp_path / "plot.png")
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_it_does_not_matter_which_of_two_comes_first():
     one = comparison()
-    other = Comparison(one.methods[::-1], one.outcomes[::-1], Floors(*one.floors.values()), KINDS)
+    other = Comparison(one.methods[::-1], one.outcomes[::-1], Floors(*list(one.floors.values())[:3]), KINDS)
     told = [{line.split(" by ")[0] for line in result.separated()} for result in (one, other)]
     assert told[0] == told[1] != set()
 

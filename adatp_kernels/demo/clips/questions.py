@@ -14,6 +14,10 @@ from adatp_kernels.demo.clips.scenes import COLORS, PATTERNS, PLACES, SHAPES, Cl
 NUMBERS = ("one", "two", "three")
 
 
+Piece = tuple[int, tuple[int, ...]]
+EVERYWHERE = tuple(range(len(PLACES)))
+
+
 @dataclass(frozen=True)
 class Question:
     """A question about one clip.
@@ -24,28 +28,28 @@ class Question:
         One of `KINDS`.
     text, answer : str
         The answer is one word.
-    evidence : tuple of (int, int)
-        Shot and place (index into `PLACES`) of everything that the answer is read from.
+    evidence : tuple of (int, tuple of int)
+        Everything that the answer is read from: a shot, and the places (indices into `PLACES`) of which one is enough.
     """
 
     kind: str
     text: str
     answer: str
-    evidence: tuple[tuple[int, int], ...]
+    evidence: tuple[Piece, ...]
 
     def tokens(self, clip: Clip) -> np.ndarray:
         """Which visual tokens hold the evidence: bool [frames, cells]."""
         shots = clip.shot_of_frame
         holds = np.zeros((len(shots), len(PLACES)), dtype=bool)
-        for shot, place in self.evidence:
-            holds[shots == shot, place] = True
+        for shot, places in self.evidence:
+            holds[np.ix_(shots == shot, places)] = True
         return holds
 
 
-def _things(clip: Clip) -> list[tuple[str, Thing, tuple[tuple[int, int], ...]]]:
+def _things(clip: Clip) -> list[tuple[str, Thing, tuple[Piece, ...]]]:
     """Pattern and thing of every shot that shows one, and where that is."""
     return [
-        (PATTERNS[shot.pattern], shot.thing, ((number, shot.thing.place),))
+        (PATTERNS[shot.pattern], shot.thing, ((number, (shot.thing.place,)),))
         for number, shot in enumerate(clip.shots)
         if shot.thing
     ]
@@ -90,14 +94,14 @@ def _order(clip: Clip, rng: np.random.Generator) -> Iterator[Question]:
 
 def _next(clip: Clip, rng: np.random.Generator) -> Iterator[Question]:
     for number, (shot, following) in enumerate(itertools.pairwise(clip.shots), 1):
-        everywhere = tuple((number, place) for place in range(len(PLACES)))
+        where = ((number - 1, EVERYWHERE), (number, EVERYWHERE))
         text = f"which shot follows the {PATTERNS[shot.pattern]} shot"
-        yield Question("next", text, PATTERNS[following.pattern], everywhere)
+        yield Question("next", text, PATTERNS[following.pattern], where)
 
 
 def _count(clip: Clip, rng: np.random.Generator) -> Iterator[Question]:
     for number, shot in enumerate(clip.shots):
-        where = tuple((number, blob.place) for blob in shot.blobs)
+        where = tuple((number, (place,)) for place in EVERYWHERE)  # blobs are a share of the cells
         text = f"how many blobs are in the {PATTERNS[shot.pattern]} shot"
         yield Question("count", text, NUMBERS[len(shot.blobs) - 1], where)
 

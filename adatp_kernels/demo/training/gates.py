@@ -90,9 +90,10 @@ def drop_all(model: Any, split: str, clips: range, after: int, kinds: Sequence[s
 
 
 def fixed_frame_bound(split: str, clips: range, kinds: Sequence[str] = KINDS) -> Accuracy:
-    """The most that a policy can reach which sees one fixed frame, the best for each kind, and guesses the rest.
+    """About the most that a policy can reach which sees one fixed frame, the best for each kind, and guesses the rest.
 
-    It is taken to know the answer as soon as the frame shows any of the evidence.
+    It is taken to know the answer as soon as the frame shows any of the evidence, and not to rule out answers by what else
+    the frame shows, which gains one or two points.
     """
     shown: dict[str, list[Any]] = defaultdict(list)
     for one in _examples(split, clips, kinds, "looking at single frames"):

@@ -55,12 +55,12 @@ def train(folder: Path, log: Callable[[dict[str, Any]], None]) -> Any:
 def measure(model: Any, clips: int) -> dict[str, Any]:
     """Everything a reader needs to judge the model by, on `clips` held-out clips; see `gates`.
 
-    What the model did not learn is measured, too, and told apart: the controls are about the kinds that it answers (about
-    all, if it answers none).
+    What the model did not learn is measured, too, and told apart, by the calibration split: the controls are about the kinds
+    that it answers (about all, if it answers none).
     """
     split, numbers = "held-out", range(clips)
-    accuracy = gates.single_question(model, split, numbers)
-    learned = [kind for kind in KINDS if accuracy[kind] >= GATE]
+    chosen_by = gates.single_question(model, "calibration", numbers)
+    learned = [kind for kind in KINDS if chosen_by[kind] >= GATE]
     kinds = learned or KINDS
     segments = gates.calibrate_segments(model, range(200))
     pruned = AdaTPConfig(segment_threshold=segments["threshold"])
@@ -69,7 +69,7 @@ def measure(model: Any, clips: int) -> dict[str, Any]:
         "kinds": learned,
         "chance": {kind: round(share, 4) for kind, share in CHANCE.items()},
         "fixed_frame_bound": gates.fixed_frame_bound(split, numbers),
-        "accuracy": accuracy,
+        "accuracy": gates.single_question(model, split, numbers),
         "best_guess_without_the_question": gates.best_guesses(split, numbers, kinds),
         "swapped_question": gates.swapped_question(model, split, numbers, kinds),
         "all_dropped_after_layer": {
