@@ -27,7 +27,8 @@ LAGGING = {"color": 2, "shape": 3, "place": 2, "shot": 1, "scene": 2, "order": 3
 LESSONS = (
     Lesson(steps=200, num_shots=1, clips=16, questions=ALL, late=LATE),
     Lesson(steps=1000, num_shots=2, clips=12, questions=ALL, late=LATE),
-    Lesson(steps=1200, num_shots=3, clips=12, questions=BY_BACKGROUND, late=LATE),
+    Lesson(steps=150, num_shots=4, clips=8, questions=ALL, late=LATE),
+    Lesson(steps=1050, num_shots=3, clips=12, questions=BY_BACKGROUND, late=LATE),
     Lesson(steps=600, num_shots=4, clips=8, questions=ALL, late=LATE),
     Lesson(steps=750, num_shots=4, clips=8, questions=LAGGING, late=LATE),
     Lesson(steps=2000, num_shots=8, clips=8, questions=LAGGING, late=LATE, tower=True),
