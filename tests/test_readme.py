@@ -126,3 +126,11 @@ def test_several_processes(tmp_path):
     text = block("tp_plan").replace(', tp_plan="auto"', "")
     exec(text, {**names, "transformers": transformers, "path": tmp_path})
     exec(block("PartialState"), {**names, "model": build("llava_onevision")})
+
+
+def test_its_tables_are_those_of_the_comparison_that_is_on_record():
+    record = (ROOT / "benches/results/evaluation/evaluation.md").read_text(encoding="utf-8")
+    tables = re.findall(r"^(\| (?:accuracy in %|at 0)[^\n]*\n\|---.*?)(?:\n\n|\Z)", record, re.DOTALL | re.MULTILINE)
+    assert len(tables) == 3  # by budget, by kind of question, with a part of the method changed
+    for table in tables:
+        assert table in PAGES[0]
