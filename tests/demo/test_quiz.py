@@ -40,6 +40,10 @@ def test_questions_answers_and_marks(capsys, tmp_path, model, monkeypatch):
         assert re.search(f"{question.text} +{question.answer} +✓ {question.answer} +{mark} blue", printed)
     blue = sum(question.answer == "blue" for question in one.questions)
     assert f"right: dense {len(KINDS)} of {len(KINDS)}, pruned {blue} of {len(KINDS)}" in printed
+    (drawn,) = [question.text for question in one.questions if question.kind == quiz.DRAWN]
+    assert f'what was left for "{drawn}"' in printed
+    # <user>, the newline after the video and <assistant> besides; all other questions are shorter
+    assert f"{len(drawn.split()) + 3} text tokens" in printed
     assert "16 frames of 384×384" in printed and "prefill, median of 1" in printed
     assert np.asarray(Image.open(tmp_path / "kept.png")).ndim == 3
 

@@ -4,15 +4,18 @@ import dataclasses
 import json
 import sys
 
+import numpy as np
+import pytest
 import torch
 
 from adatp_kernels.demo.clips.questions import KINDS
+from adatp_kernels.demo.clips.scenes import draw_clip
 from adatp_kernels.demo.trained import load_trained
 from adatp_kernels.demo.training import __main__ as command
-from adatp_kernels.demo.training import recipe
+from adatp_kernels.demo.training import decoder, recipe
 from adatp_kernels.demo.training.decoder import SHARING, Lesson, share_queries_and_keys, train_decoder
 from adatp_kernels.demo.training.network import build_network
-from adatp_kernels.demo.training.tower import train_tower
+from adatp_kernels.demo.training.tower import DIFFERENT, SAME, cell_labels, segment_margin, train_tower
 
 LESSON = Lesson(steps=6, num_shots=1, clips=2, questions={"color": 1, "shape": 1}, late=5)
 
@@ -27,6 +30,32 @@ def test_tower_training_changes_tower_and_words_only():
     assert log[-1]["tower_step"] == 2
 
 
+def test_labels_tell_what_each_cell_holds():
+    clip = draw_clip(np.random.default_rng(0))
+    labels = cell_labels(clip)
+    for frame, number in enumerate(clip.shot_of_frame):
+        shot = clip.shots[number]
+        for place, (color, shape, pattern, where, blob) in enumerate(labels[frame].tolist()):
+            thing = shot.thing if shot.thing and shot.thing.place == place else None
+            assert (color, shape) == ((thing.color + 1, thing.shape + 1) if thing else (0, 0))
+            assert (pattern, where) == (shot.pattern, place)
+            assert blob == (place in [one.place for one in shot.blobs])
+
+
+def test_margin_is_what_is_missing_to_tell_shots():
+    same = torch.tensor([True, True, False, False])
+    assert segment_margin(torch.tensor([SAME, 1.0, DIFFERENT, -1.0]), same) == 0
+    assert segment_margin(torch.tensor([SAME - 0.2, 1.0, DIFFERENT + 0.4, 0.0]), same) == pytest.approx(0.1 + 0.2)
+
+
+def test_kinds_are_chosen_by_clips_that_are_not_reported(monkeypatch):
+    answered = {"calibration": dict.fromkeys(KINDS, 0.5) | {"shot": 0.97}, "held-out": dict.fromkeys(KINDS, 1.0)}
+    monkeypatch.setattr(recipe.gates, "single_question", lambda model, split, *rest: answered[split])
+    measured = recipe.measure(build_network(0).eval(), 2)
+    assert measured["kinds"] == ["shot"] and measured["accuracy"] == answered["held-out"]
+    assert set(measured["swapped_question"]) == {"shot", "all"}
+
+
 def test_decoder_training_goes_on_where_it_stopped(tmp_path):
     runs = []
     for _ in range(2):
@@ -38,8 +67,9 @@ def test_decoder_training_goes_on_where_it_stopped(tmp_path):
     assert all(torch.equal(value, runs[1][0][name]) for name, value in runs[0][0].items())
 
 
-def test_the_tower_learns_in_lessons_that_say_so(tmp_path):
-    model = build_network(0)
+def test_the_tower_learns_in_lessons_that_say_so(tmp_path, monkeypatch):
+    model, margins = build_network(0), []
+    monkeypatch.setattr(decoder, "segment_margin", lambda *given: margins.append(given) or segment_margin(*given))
     lessons = [dataclasses.replace(LESSON, steps=1), dataclasses.replace(LESSON, steps=1, num_shots=2, tower=True)]
     for number in (1, 2):
         before = {name: value.clone() for name, value in model.state_dict().items()}
@@ -47,6 +77,8 @@ def test_the_tower_learns_in_lessons_that_say_so(tmp_path):
         changed = {name for name, value in model.state_dict().items() if not torch.equal(value, before[name])}
         assert any("language_model" in name for name in changed) and any("projector" in name for name in changed)
         assert any("vision_tower" in name for name in changed) == (number == 2)
+    ((cosine, same),) = margins
+    assert cosine.requires_grad and len(cosine) == len(same) == LESSON.clips * (4 - 1)
 
 
 def test_the_command_leaves_a_model_that_loads_and_goes_on_where_it_stopped(tmp_path, monkeypatch, capsys):
