@@ -53,9 +53,8 @@ class Comparison:
     @property
     def guess(self) -> float:
         """Accuracy of a policy that sees the clip or the question, for each kind of question what helps more."""
-        guesses = [right for name, right in self.floors.items() if name.startswith("best guess")]
-        better = {kind: max(right[self.kinds == kind].mean() for right in guesses) for kind in self._asked}
-        return float(np.mean([better[kind] for kind in self.kinds.tolist()]))
+        guesses = [self._by_kind(self.floors[f"best guess without the {what}"]) for what in ("question", "clip")]
+        return float(np.mean([max(guess[kind] for guess in guesses) for kind in self.kinds.tolist()]))
 
     @cached_property
     def bootstrap(self) -> Bootstrap:
@@ -87,14 +86,14 @@ class Comparison:
 
     def furthest(self) -> str:
         """The clip, of all methods, whose actual cost is furthest from its budget, in words."""
-        budgets = [
-            (method, outcome) for method, outcome in zip(self.methods, self.outcomes, strict=True) if method.budget
+        costs = [
+            (abs(cost / method.budget - 1), cost, method, outcome)
+            for method, outcome in zip(self.methods, self.outcomes, strict=True)
+            if method.budget is not None
+            for cost in outcome.actual
         ]
-        off = lambda pair: max(abs(cost / pair[0].budget - 1) for cost in pair[1].actual)  # noqa: E731
-        method, outcome = max(budgets, key=off)
-        costs = np.array(outcome.actual)
-        cost = costs[np.abs(costs / method.budget - 1).argmax()]
-        return f"{method.name} at {method.budget:.3f}, {cost:.4f} for {int((costs == cost).sum())} clips"
+        _, cost, method, outcome = max(costs, key=lambda entry: entry[0])
+        return f"{method.name} at {method.budget:.3f}, {cost:.4f} for {outcome.actual.count(cost)} clips"
 
     def separated(self) -> list[str]:
         """Pairs of presets whose difference, at one budget and for one kind of question or all, is not zero with 95 %."""
@@ -150,14 +149,8 @@ class Comparison:
             for i, m in enumerate(self.methods)
             if (m.budget == budget and m.group != "ablation") or (m.config is None and m.budget is None)
         ]
-        rows = [
-            [self.methods[i].name, *(f"{100 * self.right[i, self.kinds == kind].mean():.1f}" for kind in self._asked)]
-            for i in shown
-        ]
-        rows += [
-            [name, *(f"{100 * right[self.kinds == kind].mean():.1f}" for kind in self._asked)]
-            for name, right in self.floors.items()
-        ]
+        right = [(self.methods[i].name, self.right[i]) for i in shown] + list(self.floors.items())
+        rows = [[name, *(f"{100 * share:.1f}" for share in self._by_kind(values).values())] for name, values in right]
         return _markdown([f"accuracy in % at {budget:.3f}", *self._asked], rows)
 
     def ablation_table(self) -> str:
@@ -182,6 +175,10 @@ class Comparison:
     @property
     def _asked(self) -> list[str]:
         return list(dict.fromkeys(self.kinds.tolist()))
+
+    def _by_kind(self, values: np.ndarray) -> dict[str, float]:
+        """Mean over the clips of each kind of question."""
+        return {kind: float(values[self.kinds == kind].mean()) for kind in self._asked}
 
     @property
     def _dropped(self) -> list[tuple[int, int]]:
@@ -215,12 +212,9 @@ class Comparison:
                     "budget": method.budget,
                     "accuracy": float(self.right[number].mean()),
                     "interval": self.bootstrap.interval(number),
-                    "by_kind": {kind: float(self.right[number, self.kinds == kind].mean()) for kind in self._asked},
+                    "by_kind": self._by_kind(self.right[number]),
                     "evidence_found_by_layer": np.mean(outcome.found, axis=0).round(4).tolist(),
-                    "evidence_found_by_kind": {
-                        kind: float(np.mean(outcome.found, axis=0, where=(self.kinds == kind)[:, None])[FOUND_AT[0]])
-                        for kind in self._asked
-                    },
+                    "evidence_found_by_kind": self._by_kind(np.array(outcome.found)[:, FOUND_AT[0]]),
                     "evidence_tokens_by_layer": np.mean(outcome.alive, axis=0).round(4).tolist(),
                     "planned_flops": planned,
                     "actual_flops": actual,
@@ -229,13 +223,9 @@ class Comparison:
         return {
             "clips": self.clips,
             "floors": {
-                name: {
-                    "accuracy": float(right.mean()),
-                    "by_kind": {kind: float(right[self.kinds == kind].mean()) for kind in self._asked},
-                }
+                name: {"accuracy": float(right.mean()), "by_kind": self._by_kind(right)}
                 for name, right in self.floors.items()
             },
-            "chance": CHANCE,
             "results": results,
             "separated": self.separated(),
             "mismatched": self.mismatched(),

@@ -93,7 +93,7 @@ def fixed_frame_bound(split: str, clips: range, kinds: Sequence[str] = KINDS) ->
     """About the most that a policy can reach which sees one fixed frame, the best for each kind, and guesses the rest.
 
     It is taken to know the answer as soon as the frame shows any of the evidence, and not to rule out answers by what else
-    the frame shows, which gains one or two points.
+    the frame shows. For "next" that is too much: one of its two shots is not enough.
     """
     shown: dict[str, list[Any]] = defaultdict(list)
     for one in _examples(split, clips, kinds, "looking at single frames"):

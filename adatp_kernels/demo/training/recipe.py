@@ -21,7 +21,8 @@ LEARNING_RATE = 8e-4
 GATE = 0.95  # a kind of question that is answered less often is not one to compare pruners by
 LATE = 5  # with 16 layers, adatp prunes after layers 1, 2 and 3
 ALL = {"color": 2, "shape": 2, "place": 2, "shot": 2, "scene": 4, "order": 3, "next": 2, "count": 3}
-# Of two shots, every question that names a background can be answered without finding it; of three, "next" can.
+# Of two shots, every question that names a background can be answered without finding it. What is learned of three carries
+# over to four, but for "next".
 BY_BACKGROUND = {"color": 1, "shape": 1, "place": 1, "shot": 1, "order": 1, "next": 2, "scene": 5, "count": 3}
 LAGGING = {"color": 2, "shape": 3, "place": 2, "shot": 1, "scene": 2, "order": 3, "next": 3, "count": 2}
 LESSONS = (

@@ -22,10 +22,8 @@ class ChunkWatch:
 
         @functools.wraps(generate)
         def watched(*args: Any, **kwargs: Any) -> Any:
-            given = kwargs.get("generation_config") or (
-                args[1] if len(args) > 1 else None
-            )  # generate's second argument
-            config = given or getattr(model, "generation_config", None)
+            _, given, *_ = (*args, None, None)  # generate's second argument
+            config = kwargs.get("generation_config") or given or getattr(model, "generation_config", None)
             self._here.size = kwargs.get("prefill_chunk_size", getattr(config, "prefill_chunk_size", None))
             try:
                 return generate(*args, **kwargs)
