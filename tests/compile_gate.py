@@ -29,10 +29,10 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime.driver import driver
 
 from adatp_kernels.ops.arguments import Scoring, Selection
-from adatp_kernels.ops.triton import column_sums, column_sums_varlen, gather, select, stage, tiles
+from adatp_kernels.ops.triton import column_sums, column_sums_varlen, gather, row_lse, select, stage, tiles
 
 TOOLS = Path(triton.backends.nvidia.__file__).parent / "bin"
-KERNELS = [column_sums._row_lse_kernel, column_sums._column_sums_kernel, column_sums._mean_kernel]
+KERNELS = [row_lse._row_lse_kernel, column_sums._column_sums_kernel, column_sums._mean_kernel]
 KERNELS += [column_sums_varlen._row_lse_varlen_kernel, column_sums_varlen._column_sums_varlen_kernel]
 KERNELS += [column_sums_varlen._mean_varlen_kernel, select._select_kernel, gather._gather_kernel]
 

@@ -8,6 +8,7 @@ from op_inputs import inputs, left_padding
 
 from adatp_kernels import ops
 from adatp_kernels.ops.triton import column_sums as kernels
+from adatp_kernels.ops.triton import row_lse as lse_kernels
 from adatp_kernels.ops.triton import tiles
 
 RELATIVE = {torch.float32: 1e-5, torch.float16: 3e-3, torch.bfloat16: 2e-2}
@@ -94,7 +95,7 @@ def test_strided_views(device):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_row_lse_over_several_splits(dtype, device, monkeypatch):
-    monkeypatch.setattr(kernels, "num_splits", lambda *_: 4)
+    monkeypatch.setattr(lse_kernels, "num_splits", lambda *_: (3, 4))
     query, key = inputs(5, 600, 64, dtype=dtype, batch=1)
     key_mask = left_padding([300], 600)
     for start, mask in ((595, None), (595, key_mask), (100, None)):
@@ -178,7 +179,7 @@ def test_lse_in_float64_and_of_a_row_that_shall_not_count(device):
 
 
 def test_splits_of_unlike_size(device, monkeypatch):
-    monkeypatch.setattr(kernels, "num_splits", lambda *_: 4)
+    monkeypatch.setattr(lse_kernels, "num_splits", lambda *_: (3, 4))
     query, key = inputs(5, 600, 64, batch=1)
     query[:] = 1.0
     key[:, :, :160], key[:, :, 160:] = -8.0, 8.0 + 0.01 * key[:, :, 160:]
@@ -222,11 +223,15 @@ def test_head_dims_below_a_matrix_products_least(dtype, device):
 
 
 def test_choice_of_tiles_and_splits():
-    assert [tiles.num_splits(1, keys, 64) for keys in (300, 512, 100_000)] == [1, 2, 8]
-    assert [tiles.num_splits(programs, 100_000, 64) for programs in (64, 1000)] == [4, 1]
+    assert [tiles.num_splits(1, keys, 64) for keys in (100, 512, 100_000)] == [(1, 64), (4, 64), (64, 64)]
+    assert [tiles.num_splits(programs, 100_000, 64) for programs in (60, 64, 1000)] == [(8, 8), (4, 4), (1, 1)]
     query = torch.empty(1, 1, 1, 100, dtype=torch.bfloat16)
-    assert tiles.tile_for(query, 7).rows == 16
-    assert tiles.tile_for(query, 700) == tiles.TILES["any", 2, 128]
+    tile = tiles.tile_for(query)
+    assert tile == tiles.TILES["any", 2, 128]
+    # One row; few, of several heads; as many as fill a tile; more; heads that do not fill one.
+    chosen = [tiles.row_tile(tile, group, rows) for group, rows in ((7, 1), (7, 20), (7, 64), (7, 80), (4, 33), (1, 5))]
+    assert chosen == [(16, 1), (4, 16), (1, 64), (4, 16), (4, 16), (1, 16)]
+    assert tiles.row_tile(tiles.TILES["any", 4, 128], 7, 64) == (1, 16)
 
 
 def test_gradients_are_refused_rather_than_cut(device):

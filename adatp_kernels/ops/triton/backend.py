@@ -8,17 +8,15 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from triton.runtime.interpreter import InterpretedFunction
 
 from adatp_kernels.ops.arguments import Scoring
 from adatp_kernels.ops.triton import column_sums as _scores
 from adatp_kernels.ops.triton import column_sums_varlen as _packed
 from adatp_kernels.ops.triton import gather as _gather
+from adatp_kernels.ops.triton import row_lse as _lse
 from adatp_kernels.ops.triton import select as _select
 from adatp_kernels.ops.triton import stage as _stage
-
-# Decided when the kernels were made: with TRITON_INTERPRET=1 they run on CPU tensors, slowly, and only there.
-INTERPRETED = isinstance(_select._select_kernel, InterpretedFunction)
+from adatp_kernels.ops.triton.operands import INTERPRETED
 
 
 def refuses(operation: str, *tensors: Tensor, moved: Sequence[Tensor] = ()) -> str | None:
@@ -67,7 +65,7 @@ def _on_its_device(operation: Callable[..., Any]) -> Callable[..., Any]:
     return run
 
 
-row_lse = _on_its_device(_scores.row_lse)
+row_lse = _on_its_device(_lse.row_lse)
 column_sums = _on_its_device(_scores.column_sums)
 column_sums_varlen = _on_its_device(_packed.column_sums_varlen)
 select = _on_its_device(_select.select)

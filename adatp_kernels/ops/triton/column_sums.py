@@ -1,8 +1,9 @@
-"""Text-to-visual column sums, and the row LSE they need, as Triton kernels.
+"""Text-to-visual column sums as Triton kernels.
 
-The query heads that share a key head, times the text rows, are the rows of one matrix product ("packed
-rows", row r is head ``r // T`` of the group and text row ``r % T``): keys are never repeated, a key tile
-is read once per key head, and the map of rows × columns never leaves the chip.
+The query heads that share a key head, times the text rows, are the rows of one matrix product: keys are never repeated, a
+key tile is read once per key head, and the map of rows × columns never leaves the chip. A tile of rows is BLOCK_H heads ×
+BLOCK_T text rows, both powers of two, so the loop over tiles divides nothing but two scalars: a row's place within the tile
+is always the same.
 """
 
 from __future__ import annotations
@@ -14,162 +15,89 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from adatp_kernels.ops.triton.tiles import ceil_div, num_splits, power_of_two, tile_for
-
-LOG2_E = tl.constexpr(1.4426950408889634)
-_LN_2 = tl.constexpr(0.6931471805599453)
-
-
-@triton.jit
-def load_rows(
-    query, row, rows, first_head, in_range, stride_h, stride_t, stride_d,
-    HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
-):  # fmt: skip
-    """The packed rows `row` [BM] of one key head's group, as [BM, BLOCK_D]; zeros beyond the last row."""
-    offset = (first_head + row // rows).to(tl.int64) * stride_h + (row % rows).to(tl.int64) * stride_t
-    o_d = tl.arange(0, BLOCK_D)
-    mask = in_range[:, None] & (o_d < HEAD_DIM)[None, :]
-    return tl.load(query + offset[:, None] + o_d[None, :] * stride_d, mask=mask, other=0.0)
+from adatp_kernels.ops.triton.operands import LOG2_E, load_keys, load_rows, precision
+from adatp_kernels.ops.triton.row_lse import partial_row_lse
+from adatp_kernels.ops.triton.tiles import ceil_div, power_of_two, row_tile, tile_for
 
 
 @triton.jit
-def load_keys(key, column, in_range, stride_n, stride_d, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr):
-    """The keys `column` [BN] of one head, as [BN, BLOCK_D]; zeros where out of range."""
-    o_d = tl.arange(0, BLOCK_D)
-    mask = in_range[:, None] & (o_d < HEAD_DIM)[None, :]
-    return tl.load(key + column.to(tl.int64)[:, None] * stride_n + o_d[None, :] * stride_d, mask=mask, other=0.0)
-
-
-@triton.jit
-def lse_over_keys(
-    b_q, last_seen, key, key_mask, first, end, scale_log2, stride_kn, stride_kd, stride_mn,
-    HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_N: tl.constexpr,
-    HAS_KEY_MASK: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
-    """Natural-log LSE [BM] of the rows `b_q` [BM, D] over one head's keys ``[first, end)``; −inf for a row that sees none.
-
-    The query tile stays on chip; the keys stream past it under a running maximum and sum, in base 2.
-    """
-    b_max = tl.full(last_seen.shape, float("-inf"), tl.float32)
-    b_sum = tl.zeros(last_seen.shape, tl.float32)
-    for start in range(first, end, BLOCK_N):
-        o_n = start + tl.arange(0, BLOCK_N)
-        m_n = o_n < end
-        b_k = load_keys(key, o_n, m_n, stride_kn, stride_kd, HEAD_DIM, BLOCK_D)  # [BN, D]
-        if HAS_KEY_MASK:
-            m_n = m_n & (tl.load(key_mask + o_n.to(tl.int64) * stride_mn, mask=m_n, other=0) != 0)
-        b_s = tl.dot(b_q, tl.trans(b_k), input_precision=PRECISION) * scale_log2  # [BM, BN]
-        b_s = tl.where(m_n[None, :] & (o_n[None, :] <= last_seen[:, None]), b_s, float("-inf"))
-        new_max = tl.maximum(b_max, tl.max(b_s, 1))
-        # A row that has seen nothing yet has a maximum of −inf; −inf − (−inf) must not become NaN.
-        shift = tl.where(new_max == float("-inf"), 0.0, new_max)
-        b_sum = b_sum * tl.exp2(b_max - shift) + tl.sum(tl.exp2(b_s - shift[:, None]), 1)
-        b_max = new_max
-    return tl.where(b_sum == 0.0, float("-inf"), b_max + tl.log2(b_sum)) * _LN_2
-
-
-@triton.jit(do_not_specialize=["rows", "packed_rows", "num_keys", "split_length", "query_start", "stride_mb"])
-def _row_lse_kernel(
-    query, key, key_mask, partial,
-    rows, packed_rows, kv_heads, num_keys, split_length, query_start, scale_log2,
-    stride_qb, stride_qh, stride_qt, stride_qd,
-    stride_kb, stride_kh, stride_kn, stride_kd,
-    stride_mb, stride_mn,
-    GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-    HAS_KEY_MASK: tl.constexpr, PRECISION: tl.constexpr,
-):  # fmt: skip
-    """LSE of BLOCK_M packed rows over one split of the keys; grid (row blocks, splits, B·Hkv).
-
-    Whoever reads `partial` [B, Hkv, G·T, splits] (natural logarithm) puts the splits together.
-    """
-    batch = (tl.program_id(2) // kv_heads).to(tl.int64)
-    head = tl.program_id(2) % kv_heads
-    o_r = tl.program_id(0) * BLOCK_M + tl.arange(0, BLOCK_M)
-    m_r = o_r < packed_rows
-    b_q = load_rows(
-        query + batch * stride_qb, o_r, rows, head * GROUP, m_r, stride_qh, stride_qt, stride_qd, HEAD_DIM, BLOCK_D
-    )  # [BM, D]
-    first = tl.program_id(1) * split_length
-    # No row sees beyond the last one's own key.
-    end = tl.minimum(tl.minimum(first + split_length, num_keys), query_start + rows)
-    b_lse = lse_over_keys(
-        b_q, query_start + o_r % rows, key + batch * stride_kb + head.to(tl.int64) * stride_kh, key_mask + batch * stride_mb,
-        first, end, scale_log2, stride_kn, stride_kd, stride_mn, HEAD_DIM, BLOCK_D, BLOCK_N, HAS_KEY_MASK, PRECISION,
-    )  # fmt: skip
-    offset = tl.program_id(2).to(tl.int64) * packed_rows + o_r
-    tl.store(partial + offset * tl.num_programs(1) + tl.program_id(1), b_lse, mask=m_r)
-
-
-@triton.jit
-def _load_lse(lse, row, rows, first_head, in_range, stride_h, stride_t, stride_s, splits):
-    """The packed rows' LSE [BM] in base 2, put together from `splits` partial ones; −inf out of range."""
-    offset = (first_head + row // rows).to(tl.int64) * stride_h + (row % rows).to(tl.int64) * stride_t
-    b_lse = tl.load(lse + offset, mask=in_range, other=float("-inf")).to(tl.float32) * LOG2_E
-    if splits > 1:
-        b_max = b_lse
-        for split in range(1, splits):
-            b_part = (
-                tl.load(lse + offset + split * stride_s, mask=in_range, other=float("-inf")).to(tl.float32) * LOG2_E
-            )
-            b_max = tl.maximum(b_max, b_part)
+def _load_lse(lse, m_r, stride_s, splits, SPLITS: tl.constexpr):
+    """The rows' LSE [BM] in base 2, put together from `splits` partial ones; +inf, which hides a row, for one that sees nothing."""
+    if SPLITS == 1:
+        b_lse = tl.load(lse, mask=m_r, other=float("inf")).to(tl.float32) * LOG2_E
+    else:
+        o_s = tl.arange(0, SPLITS)[:, None]
+        b_part = tl.load(lse[None, :] + o_s * stride_s, mask=m_r[None, :] & (o_s < splits), other=float("-inf"))
+        b_part = b_part.to(tl.float32) * LOG2_E  # [SPLITS, BM]
+        b_max = tl.max(b_part, 0)
         shift = tl.where(b_max == float("-inf"), 0.0, b_max)
-        b_sum = tl.exp2(b_lse - shift)
-        for split in range(1, splits):
-            b_part = (
-                tl.load(lse + offset + split * stride_s, mask=in_range, other=float("-inf")).to(tl.float32) * LOG2_E
-            )
-            b_sum += tl.exp2(b_part - shift)
-        b_lse = tl.where(b_sum == 0.0, float("-inf"), shift + tl.log2(b_sum))
-    return b_lse
+        b_lse = shift + tl.log2(tl.sum(tl.exp2(b_part - shift[None, :]), 0))
+    return tl.where(b_lse == float("-inf"), float("inf"), b_lse)
 
 
 @triton.jit
 def probability_sums(
-    b_k, o_n, m_n, query, lse, query_mask, rows, packed_rows, first_head, query_start, scale_log2,
+    b_k, o_n, last_column, query, lse, query_mask, rows, query_start, scale_log2,
     stride_qh, stride_qt, stride_qd, stride_lh, stride_lt, stride_ls, splits, stride_rt,
-    HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr,
+    CAUSAL: tl.constexpr, GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
+    BLOCK_H: tl.constexpr, BLOCK_T: tl.constexpr, SPLITS: tl.constexpr,
     HAS_QUERY_MASK: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Softmax probabilities of the columns `o_n` [BN], whose keys are `b_k`, summed over one key head's packed rows.
+    """Softmax probabilities of the columns `o_n` [BN], whose keys are `b_k`, summed over one key head's rows.
 
-    The key tile stays on chip; the packed rows stream past it. Probabilities live in registers and are summed
-    there: over a block's rows by the reduction of `tl.sum`, over the blocks in order.
+    The key tile stays on chip; tiles of rows stream past it. Probabilities live in registers and are summed
+    there: over a tile's rows by the reduction of `tl.sum`, over the tiles in order. A row that does not count is
+    hidden by an LSE of +inf; rows are compared with columns, the last of which is `last_column`, only where CAUSAL says that
+    one of them may not be seen.
     """
+    row_tiles = tl.cdiv(rows, BLOCK_T)
+    o_r = tl.arange(0, BLOCK_H * BLOCK_T)
+    o_h, o_t = o_r // BLOCK_T, o_r % BLOCK_T
+    o_lse = o_h.to(tl.int64) * stride_lh + o_t.to(tl.int64) * stride_lt
     b_sum = tl.zeros(o_n.shape, tl.float32)
-    for start in range(0, packed_rows, BLOCK_M):
-        o_r = start + tl.arange(0, BLOCK_M)
-        m_r = o_r < packed_rows
-        b_q = load_rows(query, o_r, rows, first_head, m_r, stride_qh, stride_qt, stride_qd, HEAD_DIM, BLOCK_D)
-        b_lse = _load_lse(lse, o_r, rows, first_head, m_r, stride_lh, stride_lt, stride_ls, splits)  # [BM]
-        m_r = m_r & (b_lse != float("-inf"))  # a row that sees nothing contributes nothing
+    for tile in range(0, (GROUP + BLOCK_H - 1) // BLOCK_H * row_tiles):
+        h = tile // row_tiles
+        t = (tile - h * row_tiles) * BLOCK_T
+        h = h * BLOCK_H
+        m_r = o_t < rows - t
+        if GROUP % BLOCK_H:
+            m_r = m_r & (o_h < GROUP - h)
         if HAS_QUERY_MASK:
-            m_r = m_r & (tl.load(query_mask + (o_r % rows).to(tl.int64) * stride_rt, mask=m_r, other=0) != 0)
-        b_s = tl.dot(b_k, tl.trans(b_q), input_precision=PRECISION) * scale_log2  # [BN, BM]
-        seen = m_n[:, None] & m_r[None, :] & (o_n[:, None] <= (query_start + o_r % rows)[None, :])
-        b_sum += tl.sum(tl.where(seen, tl.exp2(b_s - b_lse[None, :]), 0.0), 1)
+            m_r = m_r & (tl.load(query_mask + (t + o_t).to(tl.int64) * stride_rt, mask=m_r, other=0) != 0)
+        first = h.to(tl.int64) * stride_qh + t.to(tl.int64) * stride_qt
+        b_q = load_rows(query + first, o_h, o_t, m_r, stride_qh, stride_qt, stride_qd, HEAD_DIM, BLOCK_D, PRECISION)
+        first = h.to(tl.int64) * stride_lh + t.to(tl.int64) * stride_lt
+        b_lse = _load_lse(lse + first + o_lse, m_r, stride_ls, splits, SPLITS)  # [BM]
+        b_s = tl.dot(b_k, tl.trans(b_q), input_precision=PRECISION)  # [BN, BM]
+        b_p = tl.exp2(tl.fma(b_s, scale_log2, -b_lse[None, :]))
+        if CAUSAL:  # noqa: SIM102 - known to the compiler, and then known to the program
+            if last_column > query_start + t:
+                b_p = tl.where(o_n[:, None] <= (query_start + t + o_t)[None, :], b_p, 0.0)
+        b_sum += tl.sum(b_p, 1)
     return b_sum
 
 
 # What changes from stage to stage, or prompt to prompt, must not make the compiler specialise again.
 @triton.jit(
     do_not_specialize=[
-        "rows", "packed_rows", "first_column", "num_columns", "query_start", "workspace_words",
-        "stride_lb", "stride_lh", "stride_lt", "stride_ls", "splits", "stride_mb", "stride_rb",
+        "rows", "first_column", "num_columns", "query_start", "workspace_words",
+        "stride_lb", "stride_lh", "stride_ls", "splits", "stride_mb", "stride_rb",
     ],
     do_not_specialize_on_alignment=["lse"],
 )  # fmt: skip
 def _column_sums_kernel(
     query, key, lse, key_mask, query_mask, partial, workspace,
-    rows, packed_rows, kv_heads, first_column, num_columns, query_start, scale_log2, workspace_words,
+    rows, kv_heads, first_column, num_columns, query_start, scale_log2, workspace_words,
     stride_qb, stride_qh, stride_qt, stride_qd,
     stride_kb, stride_kh, stride_kn, stride_kd,
-    stride_lb, stride_lh, stride_lt, stride_ls, splits,
+    stride_ls, stride_lb, stride_lh, stride_lt, splits,
     stride_mb, stride_mn, stride_rb, stride_rt,
-    GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
+    CAUSAL: tl.constexpr, GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
+    BLOCK_H: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_N: tl.constexpr, SPLITS: tl.constexpr,
     HAS_KEY_MASK: tl.constexpr, HAS_QUERY_MASK: tl.constexpr, HAS_WORKSPACE: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Softmax probabilities of BLOCK_N columns summed over one key head's packed rows; grid (column blocks, Hkv, B).
+    """Softmax probabilities of BLOCK_N columns summed over one key head's rows; grid (column blocks, Hkv, B).
 
     Each key tile is read once. One partial sum per key head and column goes to `partial` [B, Hkv, columns].
     Beside, the programs zero the `workspace` of the kernel that selects next, which saves a launch.
@@ -185,17 +113,26 @@ def _column_sums_kernel(
     m_c = o_c < num_columns
     o_n = first_column + o_c
     b_k = load_keys(
-        key + batch * stride_kb + head.to(tl.int64) * stride_kh, o_n, m_c, stride_kn, stride_kd, HEAD_DIM, BLOCK_D
+        key + batch * stride_kb + head.to(tl.int64) * stride_kh,
+        o_n,
+        m_c,
+        stride_kn,
+        stride_kd,
+        HEAD_DIM,
+        BLOCK_D,
+        PRECISION,
     )  # [BN, D]
-    m_n = m_c
-    if HAS_KEY_MASK:
-        m_n = m_n & (tl.load(key_mask + batch * stride_mb + o_n.to(tl.int64) * stride_mn, mask=m_c, other=0) != 0)
+    first_head = (head * GROUP).to(tl.int64)
     b_sum = probability_sums(
-        b_k, o_n, m_n, query + batch * stride_qb, lse + batch * stride_lb, query_mask + batch * stride_rb,
-        rows, packed_rows, head * GROUP, query_start, scale_log2,
+        b_k, o_n, first_column + tl.program_id(0) * BLOCK_N + BLOCK_N - 1,
+        query + batch * stride_qb + first_head * stride_qh, lse + batch * stride_lb + first_head * stride_lh,
+        query_mask + batch * stride_rb, rows, query_start, scale_log2,
         stride_qh, stride_qt, stride_qd, stride_lh, stride_lt, stride_ls, splits, stride_rt,
-        HEAD_DIM, BLOCK_D, BLOCK_M, HAS_QUERY_MASK, PRECISION,
+        CAUSAL, GROUP, HEAD_DIM, BLOCK_D, BLOCK_H, BLOCK_T, SPLITS, HAS_QUERY_MASK, PRECISION,
     )  # fmt: skip
+    if HAS_KEY_MASK:
+        seen = tl.load(key_mask + batch * stride_mb + o_n.to(tl.int64) * stride_mn, mask=m_c, other=0)
+        b_sum = tl.where(seen != 0, b_sum, 0.0)
     tl.store(partial + (batch * kv_heads + head) * num_columns + o_c, b_sum, mask=m_c)
 
 
@@ -235,34 +172,6 @@ def _mean_kernel(
     tl.store(scores + batch * num_columns + o_c, b_mean, mask=m_c)
 
 
-def precision(dtype: torch.dtype) -> str:
-    """float32 keys are multiplied in float32, not in the matrix units' tf32, which is off by 3e-4."""
-    return "ieee" if dtype == torch.float32 else "tf32"
-
-
-def partial_row_lse(query: Tensor, key: Tensor, *, query_start: int, scale: float, key_mask: Tensor | None) -> Tensor:
-    """LSE of every row over each split of the keys, [B, Hq, T, splits] natural logarithm; one launch."""
-    batch, query_heads, rows, dim = query.shape
-    kv_heads, num_keys = key.shape[1], key.shape[2]
-    group = query_heads // kv_heads
-    query_start = min(query_start, num_keys)  # beyond, it says no more, and might not fit 32 bits
-    tile = tile_for(query, rows * group)
-    # Without the batch, so that a prompt's bits do not depend on the company it is in.
-    blocks = ceil_div(rows * group, tile.rows) * kv_heads
-    splits = num_splits(blocks, min(num_keys, query_start + rows), tile.columns)
-    split_length = ceil_div(ceil_div(min(num_keys, query_start + rows), splits), tile.columns) * tile.columns
-    partial = torch.empty(batch, query_heads, rows, splits, dtype=torch.float32, device=query.device)
-    mask = key if key_mask is None else key_mask.view(torch.uint8)
-    _row_lse_kernel[(ceil_div(rows * group, tile.rows), splits, batch * kv_heads)](
-        query, key, mask, partial,
-        rows, rows * group, kv_heads, num_keys, split_length, query_start, scale * LOG2_E.value,
-        *query.stride(), *key.stride(), *((0, 0) if key_mask is None else mask.stride()),
-        GROUP=group, HEAD_DIM=dim, BLOCK_D=max(16, power_of_two(dim)), BLOCK_M=tile.rows, BLOCK_N=tile.columns,
-        HAS_KEY_MASK=key_mask is not None, PRECISION=precision(query.dtype), num_warps=tile.warps, num_stages=tile.stages,
-    )  # fmt: skip
-    return partial
-
-
 def partial_column_sums(
     query: Tensor,
     key: Tensor,
@@ -286,31 +195,26 @@ def partial_column_sums(
     kv_heads, (first, last) = key.shape[1], key_range
     group = query_heads // kv_heads
     query_start = min(query_start, key.shape[2])
-    splits = (
-        partial_row_lse(query, key, query_start=query_start, scale=scale, key_mask=key_mask)
-        if lse is None
-        else lse[..., None]
-    )
-    tile = tile_for(query, rows * group)
+    if lse is None:
+        splits, most = partial_row_lse(query, key, query_start=query_start, scale=scale, key_mask=key_mask)
+    else:
+        splits, most = lse[None], 1
+    tile = tile_for(query)
+    heads, text = row_tile(tile, group, rows)
     partial = torch.empty(batch, kv_heads, last - first, dtype=torch.float32, device=query.device)
     masks = [key if mask is None else mask.view(torch.uint8) for mask in (key_mask, query_mask)]
     _column_sums_kernel[(ceil_div(last - first, tile.columns), kv_heads, batch)](
         query, key, splits, *masks, partial, partial if workspace is None else workspace,
-        rows, rows * group, kv_heads, first, last - first, query_start, scale * LOG2_E.value,
+        rows, kv_heads, first, last - first, query_start, scale * LOG2_E.value,
         0 if workspace is None else workspace.numel(),
-        *query.stride(), *key.stride(), *splits.stride(), splits.shape[3],
+        *query.stride(), *key.stride(), *splits.stride(), len(splits),
         *((0, 0) if key_mask is None else key_mask.stride()), *((0, 0) if query_mask is None else query_mask.stride()),
-        GROUP=group, HEAD_DIM=dim, BLOCK_D=max(16, power_of_two(dim)), BLOCK_M=tile.rows, BLOCK_N=tile.columns,
+        CAUSAL=last - 1 > query_start, GROUP=group, HEAD_DIM=dim, BLOCK_D=max(16, power_of_two(dim)),
+        BLOCK_H=heads, BLOCK_T=text, BLOCK_N=tile.columns, SPLITS=most,
         HAS_KEY_MASK=key_mask is not None, HAS_QUERY_MASK=query_mask is not None,
         HAS_WORKSPACE=workspace is not None, PRECISION=precision(query.dtype), num_warps=tile.warps, num_stages=tile.stages,
     )  # fmt: skip
     return partial
-
-
-def row_lse(query: Tensor, key: Tensor, *, query_start: int, scale: float, key_mask: Tensor | None) -> Tensor:
-    """As `functional.row_lse`."""
-    partial = partial_row_lse(query, key, query_start=query_start, scale=scale, key_mask=key_mask)
-    return partial[..., 0] if partial.shape[3] == 1 else partial.logsumexp(-1)
 
 
 def column_sums(query: Tensor, key: Tensor, *, query_mask: Tensor | None, **options: Any) -> Tensor:

@@ -10,39 +10,33 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from adatp_kernels.ops.triton.column_sums import (
-    LOG2_E,
-    load_keys,
-    load_rows,
-    lse_over_keys,
-    mean_of_partials,
-    precision,
-    probability_sums,
-)
-from adatp_kernels.ops.triton.tiles import power_of_two, tile_for
+from adatp_kernels.ops.triton.column_sums import mean_of_partials, probability_sums
+from adatp_kernels.ops.triton.operands import LOG2_E, load_keys, load_rows, precision
+from adatp_kernels.ops.triton.row_lse import lse_over_keys
+from adatp_kernels.ops.triton.tiles import ceil_div, packed_tile, power_of_two, tile_for
 
 # Neither this nor the tile may follow the lengths: they are not known on the host, and if their totals decided, the
 # bits of a prompt would depend on its company.
-_SPLITS = 8
+_SPLITS = 16
 
 
 @triton.jit
-def _find_sequence(cu_seqlens, stride, num_sequences, block, SIZE: tl.constexpr, GROUP: tl.constexpr):
+def _find_sequence(cu_seqlens, stride, num_sequences, block, SIZE: tl.constexpr):
     """Which sequence a block of a flat grid belongs to: (its number, its first token, its length, the block within it).
 
-    Blocks are of SIZE elements, GROUP elements a token. Sequence b's blocks begin at ``cu_seqlens[b] · GROUP // SIZE + b``,
-    which leaves room for the last one of the sequence before, partly filled; the block may lie beyond its sequence.
+    Blocks are of SIZE tokens. Sequence b's blocks begin at ``cu_seqlens[b] // SIZE + b``, which leaves room for the last
+    one of the sequence before, partly filled; the block may lie beyond its sequence.
     """
     low, high = 0, num_sequences - 1
     while low < high:  # the last sequence that begins at this block or before it
         middle = (low + high + 1) // 2
-        if tl.load(cu_seqlens + middle * stride).to(tl.int64) * GROUP // SIZE + middle <= block:
+        if tl.load(cu_seqlens + middle * stride).to(tl.int64) // SIZE + middle <= block:
             low = middle
         else:
             high = middle - 1
     first = tl.load(cu_seqlens + low * stride).to(tl.int64)
     length = (tl.load(cu_seqlens + (low + 1) * stride) - first).to(tl.int32)
-    return low, first, length, (block - first * GROUP // SIZE - low).to(tl.int32)
+    return low, first, length, (block - first // SIZE - low).to(tl.int32)
 
 
 @triton.jit
@@ -64,55 +58,49 @@ def _row_lse_varlen_kernel(
     query, key, cu_seqlens_q, cu_seqlens_k, query_range, partial,
     num_sequences, total_rows, scale_log2, stride_cq, stride_ck, stride_rb, stride_re,
     stride_qt, stride_qh, stride_qd, stride_kn, stride_kh, stride_kd,
-    HAS_QUERY_RANGE: tl.constexpr, SPLITS: tl.constexpr,
-    GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-    PRECISION: tl.constexpr,
+    HAS_QUERY_RANGE: tl.constexpr, SPLITS: tl.constexpr, GROUP: tl.constexpr, HEAD_DIM: tl.constexpr,
+    BLOCK_D: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_N: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """LSE of BLOCK_M packed rows of one sequence over one split of its keys; grid (row blocks, SPLITS, Hkv).
+    """LSE of a tile of one sequence's rows over one split of its keys; grid (row blocks, SPLITS, Hkv · tiles of a group's heads).
 
-    Into `partial` [Hq, total_q, SPLITS]; rows outside `query_range` are left as they are.
+    Into `partial` [SPLITS, Hq, total_q]; rows outside `query_range` are left as they are.
     """
     sequence, first_row, length_q, block = _find_sequence(
-        cu_seqlens_q, stride_cq, num_sequences, tl.program_id(0), BLOCK_M, GROUP
+        cu_seqlens_q, stride_cq, num_sequences, tl.program_id(0), BLOCK_T
     )
     row, last_row = _load_range(query_range, sequence, length_q, stride_rb, stride_re, HAS_QUERY_RANGE)
     rows = last_row - row
-    if block * BLOCK_M < rows * GROUP:
-        head = tl.program_id(2)
+    if block * BLOCK_T < rows:
+        head_tiles: tl.constexpr = (GROUP + BLOCK_H - 1) // BLOCK_H
+        head = tl.program_id(2) // head_tiles
         first_key = tl.load(cu_seqlens_k + sequence * stride_ck).to(tl.int64)
         length_k = (tl.load(cu_seqlens_k + (sequence + 1) * stride_ck) - first_key).to(tl.int32)
         first_row += row
         query_start = length_k - length_q + row
-        o_r = block * BLOCK_M + tl.arange(0, BLOCK_M)
-        m_r = o_r < rows * GROUP
+        o_r = tl.arange(0, BLOCK_H * BLOCK_T)
+        o_h = tl.program_id(2) % head_tiles * BLOCK_H + o_r // BLOCK_T
+        o_t = block * BLOCK_T + o_r % BLOCK_T
+        m_r = (o_h < GROUP) & (o_t < rows)
+        o_h += head * GROUP
         b_q = load_rows(
-            query + first_row * stride_qt,
-            o_r,
-            rows,
-            head * GROUP,
-            m_r,
-            stride_qh,
-            stride_qt,
-            stride_qd,
-            HEAD_DIM,
-            BLOCK_D,
+            query + first_row * stride_qt, o_h, o_t, m_r, stride_qh, stride_qt, stride_qd, HEAD_DIM, BLOCK_D, PRECISION
         )  # [BM, D]
         visible = query_start + rows  # no row sees beyond the last one's own key
         split_length = tl.cdiv(tl.cdiv(visible, SPLITS), BLOCK_N) * BLOCK_N
         first = tl.program_id(1) * split_length
         b_lse = lse_over_keys(
-            b_q, query_start + o_r % rows, key + first_key * stride_kn + head.to(tl.int64) * stride_kh, key,
+            b_q, query_start, o_t, key + first_key * stride_kn + head.to(tl.int64) * stride_kh, key,
             first, tl.minimum(first + split_length, visible), scale_log2, stride_kn, stride_kd, 0,
             HEAD_DIM, BLOCK_D, BLOCK_N, False, PRECISION,
         )  # fmt: skip
-        offset = (head * GROUP + o_r // rows).to(tl.int64) * total_rows + first_row + o_r % rows
-        tl.store(partial + offset * SPLITS + tl.program_id(1), b_lse, mask=m_r)
+        heads = tl.program_id(1) * (tl.num_programs(2) // head_tiles) * GROUP
+        tl.store(partial + (heads + o_h).to(tl.int64) * total_rows + first_row + o_t, b_lse, mask=m_r)
 
 
 @triton.jit(
     do_not_specialize=[
         "num_sequences", "total_keys", "splits", "stride_cq", "stride_ck", "stride_rb", "stride_re", "stride_vb",
-        "stride_ve", "stride_lh", "stride_lt", "stride_ls", "stride_mt",
+        "stride_ve", "stride_lh", "stride_ls", "stride_mt",
     ],
     do_not_specialize_on_alignment=["lse", "cu_seqlens_q", "cu_seqlens_k", "query_range", "key_range", "query_mask"],
 )  # fmt: skip
@@ -120,17 +108,17 @@ def _column_sums_varlen_kernel(
     query, key, lse, cu_seqlens_q, cu_seqlens_k, query_range, key_range, query_mask, partial,
     num_sequences, total_keys, scale_log2, stride_cq, stride_ck, stride_rb, stride_re, stride_vb, stride_ve,
     stride_qt, stride_qh, stride_qd, stride_kn, stride_kh, stride_kd,
-    stride_lh, stride_lt, stride_ls, splits, stride_mt,
+    stride_ls, stride_lh, stride_lt, splits, stride_mt,
     HAS_QUERY_RANGE: tl.constexpr, HAS_KEY_RANGE: tl.constexpr, HAS_QUERY_MASK: tl.constexpr,
-    GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
-    PRECISION: tl.constexpr,
+    GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_T: tl.constexpr,
+    BLOCK_N: tl.constexpr, SPLITS: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Probabilities of BLOCK_N keys of one sequence summed over one key head's packed rows; grid (key blocks, Hkv).
 
     Into `partial` [Hkv, total_k]; zero for keys outside their sequence's range.
     """
     sequence, first_key, length_k, block = _find_sequence(
-        cu_seqlens_k, stride_ck, num_sequences, tl.program_id(0), BLOCK_N, 1
+        cu_seqlens_k, stride_ck, num_sequences, tl.program_id(0), BLOCK_N
     )
     o_n = block * BLOCK_N + tl.arange(0, BLOCK_N)
     if block * BLOCK_N < length_k:
@@ -142,23 +130,23 @@ def _column_sums_varlen_kernel(
         first_row += row
         m_n = (o_n >= column) & (o_n < last_column)
         b_k = load_keys(
-            key + first_key * stride_kn + head.to(tl.int64) * stride_kh,
-            o_n,
-            m_n,
-            stride_kn,
-            stride_kd,
-            HEAD_DIM,
-            BLOCK_D,
-        )  # [BN, D]
+            key + first_key * stride_kn + head.to(tl.int64) * stride_kh, o_n, m_n, stride_kn, stride_kd,
+            HEAD_DIM, BLOCK_D, PRECISION,
+        )  # [BN, D]  # fmt: skip
         # A block without a column that counts has no rows to look at.
         counts = (block * BLOCK_N < last_column) & (block * BLOCK_N + BLOCK_N > column)
         rows = tl.where(counts, last_row - row, 0)
+        query_start = length_k - length_q + row
+        first_head = (head * GROUP).to(tl.int64)
+        query += first_row * stride_qt + first_head * stride_qh
+        lse += first_row * stride_lt + first_head * stride_lh
+        query_mask += first_row * stride_mt
         b_sum = probability_sums(
-            b_k, o_n, m_n, query + first_row * stride_qt, lse + first_row * stride_lt, query_mask + first_row * stride_mt,
-            rows, rows * GROUP, head * GROUP, length_k - length_q + row, scale_log2,
+            b_k, o_n, block * BLOCK_N + BLOCK_N - 1, query, lse, query_mask, rows, query_start, scale_log2,
             stride_qh, stride_qt, stride_qd, stride_lh, stride_lt, stride_ls, splits, stride_mt,
-            HEAD_DIM, BLOCK_D, BLOCK_M, HAS_QUERY_MASK, PRECISION,
+            True, GROUP, HEAD_DIM, BLOCK_D, BLOCK_H, BLOCK_T, SPLITS, HAS_QUERY_MASK, PRECISION,
         )  # fmt: skip
+        b_sum = tl.where(m_n, b_sum, 0.0)
         tl.store(partial + head.to(tl.int64) * total_keys + first_key + o_n, b_sum, mask=o_n < length_k)
 
 
@@ -173,7 +161,7 @@ def _mean_varlen_kernel(
 ):  # fmt: skip
     """Scores [total_k] from the per-key-head sums; grid (key blocks,)."""
     sequence, first_key, length_k, block = _find_sequence(
-        cu_seqlens_k, stride_ck, num_sequences, tl.program_id(0), BLOCK_N, 1
+        cu_seqlens_k, stride_ck, num_sequences, tl.program_id(0), BLOCK_N
     )
     first_row = tl.load(cu_seqlens_q + sequence * stride_cq).to(tl.int64)
     length_q = (tl.load(cu_seqlens_q + (sequence + 1) * stride_cq) - first_row).to(tl.int32)
@@ -202,29 +190,32 @@ def column_sums_varlen(
     (total_rows, query_heads, dim), (total_keys, kv_heads, _) = query.shape, key.shape
     group, num_sequences = query_heads // kv_heads, len(cu_seqlens_k) - 1
     tile = tile_for(query)
+    heads, text = packed_tile(tile, group)
     lengths = (*cu_seqlens_q.stride(), *cu_seqlens_k.stride())
     rows, columns = (key if ranges is None else ranges for ranges in (query_range, key_range))
     row_strides, column_strides = ((0, 0) if r is None else r.stride() for r in (query_range, key_range))
     mask, mask_stride = (key, 0) if query_mask is None else (query_mask.view(torch.uint8), query_mask.stride(0))
     sizes = {
-        "GROUP": group, "HEAD_DIM": dim, "BLOCK_D": max(16, power_of_two(dim)), "BLOCK_M": tile.rows, "BLOCK_N": tile.columns,
-        "PRECISION": precision(query.dtype), "num_warps": tile.warps, "num_stages": tile.stages,
+        "GROUP": group, "HEAD_DIM": dim, "BLOCK_D": max(16, power_of_two(dim)), "BLOCK_H": heads, "BLOCK_T": text,
+        "BLOCK_N": tile.columns, "SPLITS": _SPLITS if lse is None else 1, "PRECISION": precision(query.dtype),
+        "num_warps": tile.warps, "num_stages": tile.stages,
     }  # fmt: skip
     has_rows = query_range is not None
     if lse is None:
-        splits = torch.empty(query_heads, total_rows, _SPLITS, dtype=torch.float32, device=query.device)
-        _row_lse_varlen_kernel[(total_rows * group // tile.rows + num_sequences, _SPLITS, kv_heads)](
+        splits = torch.empty(_SPLITS, query_heads, total_rows, dtype=torch.float32, device=query.device)
+        head_tiles = ceil_div(group, heads)
+        _row_lse_varlen_kernel[(total_rows // text + num_sequences, _SPLITS, kv_heads * head_tiles)](
             query, key, cu_seqlens_q, cu_seqlens_k, rows, splits,
             num_sequences, total_rows, scale * LOG2_E.value, *lengths, *row_strides, *query.stride(), *key.stride(),
-            HAS_QUERY_RANGE=has_rows, SPLITS=_SPLITS, **sizes,
+            HAS_QUERY_RANGE=has_rows, **sizes,
         )  # fmt: skip
     else:
-        splits = lse[..., None]
+        splits = lse[None]
     partial = torch.empty(kv_heads, total_keys, dtype=torch.float32, device=query.device)
     _column_sums_varlen_kernel[(total_keys // tile.columns + num_sequences, kv_heads)](
         query, key, splits, cu_seqlens_q, cu_seqlens_k, rows, columns, mask, partial,
         num_sequences, total_keys, scale * LOG2_E.value, *lengths, *row_strides, *column_strides,
-        *query.stride(), *key.stride(), *splits.stride(), splits.shape[2], mask_stride,
+        *query.stride(), *key.stride(), *splits.stride(), len(splits), mask_stride,
         HAS_QUERY_RANGE=has_rows, HAS_KEY_RANGE=key_range is not None, HAS_QUERY_MASK=query_mask is not None, **sizes,
     )  # fmt: skip
     scores = torch.zeros(total_keys, dtype=torch.float32, device=query.device)  # also behind the last sequence

@@ -49,15 +49,27 @@ def architecture(device: torch.device) -> str:
     return f"sm_{properties.major}{properties.minor}"
 
 
-def tile_for(query: torch.Tensor, packed_rows: int | None = None) -> Tile:
-    """The table's tile for a query's device, dtype and head dim, with no more rows than there are, if that is known.
-
-    At least 16 rows, though: a matrix product needs them.
-    """
+def tile_for(query: torch.Tensor) -> Tile:
+    """The table's tile for a query's device, dtype and head dim."""
     kind = (query.dtype.itemsize, max(64, power_of_two(query.shape[-1])))
-    tile = TILES.get((architecture(query.device), *kind)) or TILES[("any", *kind)]
-    rows = tile.rows if packed_rows is None else min(tile.rows, max(16, power_of_two(packed_rows)))
-    return Tile(tile.columns, rows, tile.warps, tile.stages)
+    return TILES.get((architecture(query.device), *kind)) or TILES[("any", *kind)]
+
+
+def row_tile(tile: Tile, group: int, rows: int) -> tuple[int, int]:
+    """How many heads × text rows, powers of two, make a tile of rows for `group` heads that share a key head.
+
+    Of two ways, which are all that is ever compiled beside the one for a single text row, the one that wastes less: all
+    of the tile for one head, or 16 text rows of several. A matrix product needs 16 rows.
+    """
+    if rows == 1:
+        return max(16, min(power_of_two(group), tile.rows)), 1
+    shared = packed_tile(tile, group)
+    return min((1, tile.rows), shared, key=lambda t: ceil_div(group, t[0]) * t[0] * ceil_div(rows, t[1]) * t[1])
+
+
+def packed_tile(tile: Tile, group: int) -> tuple[int, int]:
+    """The same where the number of text rows is not known on the host: 16 of several heads."""
+    return min(power_of_two(group), tile.rows // 16), 16
 
 
 def ceil_div(value: int, divisor: int) -> int:
@@ -70,7 +82,10 @@ def power_of_two(value: int) -> int:
     return 1 << max(0, value - 1).bit_length()
 
 
-def num_splits(programs: int, num_keys: int, block: int) -> int:
-    """Into how many parts, at most 8, to split the keys so that `programs` times as many fill the chip."""
-    wanted = power_of_two(max(1, ceil_div(_FULL_CHIP, programs)))
-    return min(8, wanted, power_of_two(max(1, num_keys // (4 * block))))
+def num_splits(programs: int, num_keys: int, block: int) -> tuple[int, int]:
+    """Into how many parts to split the keys so that `programs` times as many fill the chip, at least two blocks each.
+
+    Also the most parts, a power of two, that there can be for so many programs: compiled code may depend on that one only.
+    """
+    most = min(64, power_of_two(ceil_div(_FULL_CHIP, programs)))
+    return max(1, min(most, num_keys // (2 * block))), most
