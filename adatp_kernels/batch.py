@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -94,10 +96,45 @@ class Batch:
         """Columns that are left when the rows keep `total` visual tokens each, beside their surplus."""
         return max(self.texts) + total
 
-    def budgets(self, budgets: Sequence[Sequence[int]]) -> list[list[int]]:
-        """Every row's budgets of one stage, as long as those of the row with most segments, and 0 for padding."""
-        longest = max(len(row) for row in budgets) + (self.kept_padding != self.padding)
-        return [[*row, *[0] * (longest - len(row))] for row in budgets]
+    def limits(
+        self, segments: Sequence[Tensor], budgets: Sequence[Sequence[Sequence[int]]]
+    ) -> list[list[list[tuple[int, int, int, int]]]]:
+        """Of every stage, row and segment: its budget; the first of its columns, and the one behind its last; its first place.
+
+        Columns are counted from the first that may be dropped. To a segment belong, beside its own, the columns of text
+        between them and behind them, and to the first one those before it, too. Rows are as long as the one with most
+        segments, and longer by one where padding is to go: that is a segment of its own, behind all others.
+
+        Parameters
+        ----------
+        segments : sequence of LongTensor [num_frames]
+            Of each row, the segment of each frame.
+        budgets : sequence
+            Of each stage and row, how many tokens every segment keeps.
+        """
+        width = max(len(row) for row in budgets[0]) + (self.kept_padding != self.padding) if budgets else 0
+        stages = []
+        sizes = [_sizes(layout, frames) for layout, frames in zip(self.layouts, segments, strict=True)]
+        gone = [count - kept for count, kept in zip(self.padding, self.kept_padding, strict=True)]
+        for stage, kept in enumerate(budgets):
+            rows = []
+            for row, layout in enumerate(self.layouts):
+                own, text = sizes[row]
+                before = own if stage == 0 else budgets[stage - 1][row]
+                leaving = gone[row] if stage == 0 else 0
+                start = self.first_column + leaving if stage == 0 else self.first_column_left
+                lead = layout.key_range[0] - (0 if stage == 0 else gone[row]) - start
+                beside = [*text[:-1], text[-1] + self.tails[row] - min(self.tails)]
+                beside[0] += lead
+                firsts = [*itertools.accumulate(map(operator.add, before, beside), initial=leaving)]
+                places = itertools.accumulate(map(operator.add, kept[row], beside), initial=0)
+                limits = list(zip(kept[row], firsts, firsts[1:], places, strict=False))
+                limits += [(0, 0, 0, 0)] * (width - len(limits))
+                if leaving:
+                    limits[-1] = (0, 0, leaving, 0)
+                rows.append(limits)
+            stages.append(rows)
+        return stages
 
     def table(self, segments: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """Segment and position of every column, −1 where it always stays.
@@ -131,3 +168,11 @@ class Batch:
         if min(self.tails) == most:
             return None
         return torch.arange(most) >= most - torch.tensor(self.tails)[:, None]
+
+
+def _sizes(layout: VisualLayout, segments: Tensor) -> tuple[list[int], list[int]]:
+    """Of each segment, its visual tokens, and the text between its first one and the next segment's."""
+    ids = segments[layout.frame]
+    sizes = ids.bincount()
+    bounds = torch.cat([layout.index[sizes.cumsum(0) - sizes], torch.tensor([layout.key_range[1]])])
+    return sizes.tolist(), (bounds.diff() - sizes).tolist()

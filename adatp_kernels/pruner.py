@@ -154,9 +154,23 @@ class AdaTPPruner(nn.Module):
         # A stage that drops nothing need not run. All budgets go to the device in one copy.
         lengths = [batch.length_with(stage.total - batch.surplus[0]) for stage in plans[0].stages]
         running = [i for i, left in enumerate(lengths) if left < ([length, *lengths])[i]]
-        budgets = torch.tensor(
-            [batch.budgets([plan.stages[i].budgets for plan in plans]) for i in running], dtype=torch.int64
-        ).to(device)
+        limits = batch.limits(frames, [[plan.stages[i].budgets for plan in plans] for i in running])
+        on_device = torch.tensor(limits, dtype=torch.int64).to(device)  # [stages, B, S, 4]
+        dedup = self.config.spatial_dedup
+        steps = []
+        for order, i in enumerate(running):
+            step = on_device[order] if len(frames) > 1 else on_device[order, 0]
+            steps.append(
+                Step(
+                    plans[0].stages[i],
+                    budgets=step[..., 0],
+                    segment_ranges=step[..., 1:],
+                    longest_segment=max(last - first for row in limits[order] for _, first, last, _ in row),
+                    dedup="off" if dedup == "strict" and order else dedup,
+                    length=lengths[i],
+                    key_range=(batch.first_column_left, lengths[i] - min(batch.tails)),
+                )
+            )
         tokens = {"kept": torch.arange(length)[None], "segments": segment_ids, "positions": positions}
         if prior is not None:
             tokens["prior"] = torch.stack(
@@ -178,15 +192,7 @@ class AdaTPPruner(nn.Module):
             num_positions=batch.num_positions,
             _batch=batch,
             _asking=None if asking is None else asking.to(device),
-            _remaining=tuple(
-                Step(
-                    plans[0].stages[i],
-                    limits if len(frames) > 1 else limits[0],
-                    lengths[i],
-                    (batch.first_column_left, lengths[i] - min(batch.tails)),
-                )
-                for i, limits in zip(running, budgets, strict=True)
-            ),
+            _remaining=tuple(steps),
             _tokens=tokens,
         )
 
@@ -296,12 +302,14 @@ class AdaTPPruner(nn.Module):
             positions=visual["positions"],
             sequence_start=older,
             scores=scores,
-            dedup=self.config.spatial_dedup,
+            dedup=step.dedup,
             soft_weight=self.config.soft_weight,
             prior=visual.get("prior"),
             budgets=step.budgets,
             num_selected=last - first - (state.length - step.length),
             num_positions=state.num_positions,
+            segment_ranges=step.segment_ranges,
+            longest_segment=step.longest_segment,
             on_phase=on_phase,
             **scoring,
         )

@@ -13,10 +13,24 @@ from adatp_kernels.plan import PruningPlan, Stage
 
 @dataclass(frozen=True, eq=False)
 class Step:
-    """A stage that drops something: its budgets on the device, [S], or [B, S] for different prompts, and what it leaves."""
+    """A stage that drops something.
+
+    Attributes
+    ----------
+    stage : Stage
+    budgets, segment_ranges, longest_segment
+        As `ops.select` takes them, the tensors on the device; without a batch dimension unless prompts are different.
+    dedup : str
+        How it deduplicates: what one strict stage leaves holds every position of a segment once.
+    length, key_range
+        What it leaves.
+    """
 
     stage: Stage
     budgets: Tensor
+    segment_ranges: Tensor
+    longest_segment: int
+    dedup: str
     length: int
     key_range: tuple[int, int]
 
@@ -72,7 +86,10 @@ class PruningState:
         return replace(
             self,
             _asking=None if self._asking is None else self._asking.to(device),
-            _remaining=tuple(replace(step, budgets=step.budgets.to(device)) for step in self._remaining),
+            _remaining=tuple(
+                replace(step, budgets=step.budgets.to(device), segment_ranges=step.segment_ranges.to(device))
+                for step in self._remaining
+            ),
             _tokens={name: values.to(device) for name, values in self._tokens.items()},
         )
 

@@ -29,12 +29,25 @@ from triton.backends.compiler import GPUTarget
 from triton.runtime.driver import driver
 
 from adatp_kernels.ops.arguments import Scoring, Selection
-from adatp_kernels.ops.triton import column_sums, column_sums_varlen, gather, row_lse, select, stage, tiles
+from adatp_kernels.ops.triton import (
+    column_sums,
+    column_sums_varlen,
+    gather,
+    row_lse,
+    select,
+    select_held,
+    select_scattered,
+    select_split,
+    stage,
+    tiles,
+)
 
 TOOLS = Path(triton.backends.nvidia.__file__).parent / "bin"
 KERNELS = [row_lse._row_lse_kernel, column_sums._column_sums_kernel, column_sums._mean_kernel]
 KERNELS += [column_sums_varlen._row_lse_varlen_kernel, column_sums_varlen._column_sums_varlen_kernel]
-KERNELS += [column_sums_varlen._mean_varlen_kernel, select._select_kernel, gather._gather_kernel]
+KERNELS += [column_sums_varlen._mean_varlen_kernel, gather._gather_kernel]
+KERNELS += [select_held._select_held_kernel, select_scattered._select_scattered_kernel]
+KERNELS += [getattr(select_split, f"_{name}_kernel") for name in ("enter", "rank", "narrow", "count", "write")]
 
 
 @dataclass(frozen=True)
@@ -142,13 +155,9 @@ def choose(dedup: str, positions: int, first: int = 0, segments: int = 32) -> No
     ids = torch.zeros(1, 6272, dtype=torch.int64)
     options = {"dedup": dedup, "soft_weight": 0.5, "num_selected": 640, "num_positions": positions}
     for prior in (None, torch.empty(1, 6272)):
+        budgets = torch.ones(1, segments, dtype=torch.int64)
         select.select(
-            torch.empty(1, 6280)[:, first : first + 6272],
-            ids,
-            ids,
-            torch.ones(1, segments, dtype=torch.int64),
-            prior=prior,
-            **options,
+            torch.empty(1, 6280)[:, first : first + 6272], Selection(ids, ids, budgets, prior=prior, **options)
         )
 
 
@@ -246,7 +255,7 @@ def unordered(kernel, case: str) -> Iterator[str]:
     text = kernel.asm.get("ptx", "")
     if "float32" in case and "tf32" in text:
         yield "multiplies float32 in tf32"
-    if kernel.name == "_select_kernel" and text:
+    if kernel.name == "_select_scattered_kernel" and text:
         maximum, counter = text.rfind(".max.u64"), text.find(".acq_rel.add")
         if counter < 0:
             yield "counts arrivals without ordering memory"

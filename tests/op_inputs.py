@@ -50,3 +50,24 @@ def packed(lengths, dim=64, *, heads=4, kv_heads=2, dtype=torch.float32):
 def on(device, *values):
     """The values with all tensors among them on a device."""
     return [value.to(device) if isinstance(value, torch.Tensor) else value for value in values]
+
+
+def ranges_of(ids, budgets):
+    """The ranges [B, S, 3] of segments [B, N], and the longest; None where columns of several segments are mixed."""
+    rows = []
+    for row, limits in zip(ids.tolist(), budgets.tolist(), strict=True):
+        runs = [(segment, len(list(run))) for segment, run in itertools.groupby(s for s in row if s >= 0)]
+        if len({segment for segment, _ in runs}) < len(runs) or any(segment >= len(limits) for segment, _ in runs):
+            return None
+        ranges, first, place = [[0, 0, 0] for _ in limits], 0, 0
+        for number, (segment, _) in enumerate(runs):
+            # What is always kept belongs to the segment before it, and at the beginning to the first.
+            last = row.index(runs[number + 1][0]) if number + 1 < len(runs) else len(row)
+            ranges[segment] = [first, last, place]
+            place += limits[segment] + sum(s < 0 for s in row[first:last])
+            first = last
+        if not runs and limits:
+            ranges[0] = [0, len(row), 0]
+        rows.append(ranges)
+    table = torch.tensor(rows, dtype=torch.int64).reshape(len(rows), -1, 3)
+    return table, max([1, *(table[..., 1] - table[..., 0]).flatten().tolist()])

@@ -22,7 +22,10 @@ def test_rows_with_videos_of_one_length_keep_their_padding():
     assert segment[0].tolist() == [-1] * 8 + [0] * 6 + [1] * 6 + [-1] * 10
     assert segment[1].tolist() == [-1] * 3 + [0] * 12 + [-1] * 15
     assert position[1, 3:15].tolist() == [*range(6), *range(6)]
-    assert EVEN.budgets([(2, 1), (3,)]) == [[2, 1], [3, 0]]
+    limits = EVEN.limits([torch.tensor([0, 1]), torch.tensor([0, 0])], [[(2, 1), (3,)], [(1, 1), (2,)]])
+    # The budget, the columns and the first place of each segment; text before the video is the first one's.
+    assert limits[0] == [[(2, 0, 11, 0), (1, 11, 17, 7)], [(3, 0, 17, 0), (0, 0, 0, 0)]]
+    assert limits[1] == [[(1, 0, 7, 0), (1, 7, 8, 6)], [(2, 0, 8, 0), (0, 0, 0, 0)]]
     assert EVEN.num_positions == 6
 
 
@@ -43,8 +46,15 @@ def test_padding_beside_short_videos_goes_but_for_what_the_longest_text_needs():
     assert segment[1].tolist() == [-1] * 4 + [0] * 6 + [1] * 12 + [2] * 6 + [-1] * 2
     assert segment[2].tolist() == [3] * 5 + [-1] * 3 + [0] * 12 + [-1] * 10
     assert position[0, :9].tolist() == [0] * 9
-    # A budget of nothing for the padding's segment.
-    assert MIXED.budgets([(2, 1), (3, 2, 4), (5,)]) == [[2, 1, 0, 0], [3, 2, 4, 0], [5, 0, 0, 0]]
+    frames = [torch.tensor([0, 1]), torch.tensor([0, 1, 1, 2]), torch.tensor([0, 0])]
+    limits = MIXED.limits(frames, [[(2, 1), (4, 2, 4), (3,)], [(1, 1), (3, 2, 4), (2,)]])
+    # A budget of nothing for the padding's segment, whose columns come first; then it is gone.
+    assert limits[0][0] == [(2, 9, 22, 0), (1, 22, 28, 11), (0, 0, 0, 0), (0, 0, 9, 0)]
+    assert limits[0][1] == [(4, 0, 10, 0), (2, 10, 22, 8), (4, 22, 28, 10), (0, 0, 0, 0)]
+    assert limits[0][2] == [(3, 5, 28, 0), (0, 0, 0, 0), (0, 0, 0, 0), (0, 0, 5, 0)]
+    assert limits[1][0] == [(1, 0, 8, 0), (1, 8, 11, 7), (0, 0, 0, 0), (0, 0, 0, 0)]
+    assert limits[1][1] == [(3, 0, 5, 0), (2, 5, 7, 4), (4, 7, 11, 6), (0, 0, 0, 0)]
+    assert limits[1][2] == [(2, 0, 11, 0), (0, 0, 0, 0), (0, 0, 0, 0), (0, 0, 0, 0)]
 
 
 def test_which_rows_ask():

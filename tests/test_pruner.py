@@ -21,10 +21,24 @@ from pruner_inputs import (
     rotary,
 )
 
-from adatp_kernels import AdaTPConfig, VisualLayout
+from adatp_kernels import AdaTPConfig, VisualLayout, ops
 from adatp_kernels.ops import column_sums, gather, select
 
 
+@pytest.fixture
+def checked_stages(monkeypatch):
+    """At every stage `ops.prune` checks what it is told of budgets and ranges, as it does for a caller who doesn't count."""
+    prune = ops.prune
+
+    def check(*arguments, **options):
+        assert options["segment_ranges"] is not None
+        prune(*arguments, **{**options, "num_selected": None, "on_phase": None})
+        return prune(*arguments, **options)
+
+    monkeypatch.setattr(ops, "prune", check)
+
+
+@pytest.mark.usefixtures("checked_stages")
 @pytest.mark.parametrize(("layout", "length"), [(GRID, 57), (STAMPED, 62)])
 @pytest.mark.parametrize("batch", [1, 2])
 @pytest.mark.parametrize("dedup", ["strict", "soft", "off"])
@@ -82,6 +96,7 @@ def test_what_travels_with_a_token_stays_with_it():
     assert not following.kept[0].equal(following.kept[1])  # each batch row chooses for itself
 
 
+@pytest.mark.usefixtures("checked_stages")
 def test_a_batch_is_its_rows():
     hidden = prompt(57, batch=2)
     pruner, decoder = pruner_of(), Decoder()
@@ -92,6 +107,7 @@ def test_a_batch_is_its_rows():
         torch.testing.assert_close(out_one, out[row : row + 1], rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.usefixtures("checked_stages")
 @pytest.mark.parametrize("queries", ["text", "last"])
 def test_a_batch_of_different_prompts_is_its_rows(queries):
     """Five columns of padding before the first; the second has less text before its video, and more after it."""
@@ -126,6 +142,7 @@ def test_a_batch_of_different_prompts_is_its_rows(queries):
     torch.testing.assert_close(out[1], alone[1][2][0], rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.usefixtures("checked_stages")
 def test_padding_beside_a_short_video_goes_with_the_first_stage():
     """Rows of 16 and 48 visual tokens keep 8 and 4; the padding is gone at once, but for three columns beside more text."""
     config = AdaTPConfig(target_flops=None, stages=(1, 3), schedule=(0.5, 0.25), spatial_dedup="off")
@@ -225,6 +242,7 @@ def test_padding_is_not_seen():
     torch.testing.assert_close(out_dirty[1, 3:], out[1, 3:])
 
 
+@pytest.mark.usefixtures("checked_stages")
 def test_stages_that_drop_nothing_are_skipped():
     # One segment of six frames of 8 cells: deduplication leaves 8, whatever the first two stages are scheduled to keep.
     config = AdaTPConfig(target_flops=None, stages=(0, 1, 2, 4), schedule=(1.0, 0.5, 0.4, 0.125))
@@ -242,6 +260,7 @@ def test_a_plan_that_prunes_nothing():
     assert (state.next_layer, state.length, state.num_visual) == (None, 57, 48)
 
 
+@pytest.mark.usefixtures("checked_stages")
 def test_all_visual_tokens_may_go():
     pruner = pruner_of(AdaTPConfig(target_flops=None, stages=(1, 2), schedule=(0.0, 0.0)))
     state = pruner.begin(STAMPED, 62, segments=SEGMENTS)

@@ -39,6 +39,8 @@ class Selection:
     prior: Tensor | None  # [B, N]
     num_selected: int
     num_positions: int | None
+    segment_ranges: Tensor | None = None  # [B, S, 3] int64, the last dimension dense
+    longest_segment: int | None = None  # with the ranges alone
 
 
 def moved_shape(tensor: Tensor, dims: tuple[int, int], batch: int, tokens: int) -> list[int]:

@@ -163,6 +163,8 @@ def selection(
     prior: Tensor | None,
     num_selected: int | None,
     num_positions: int | None,
+    segment_ranges: Tensor | None,
+    longest_segment: int | None,
 ) -> Selection:
     """Check and normalise what `select` takes beside its scores, for (B, N) `columns` on a device.
 
@@ -177,11 +179,20 @@ def selection(
         prior = _per_column("prior", prior, columns, device, FLOATS)
     if num_positions is not None:
         integer("num_positions", num_positions, low=1)
+    if (segment_ranges is None) != (longest_segment is None):
+        raise ValueError("segment_ranges, longest_segment: expected both or neither")
+    if segment_ranges is not None:
+        integer("longest_segment", longest_segment, low=1)
+        segment_ranges = _range_table(segment_ranges, table.shape, device)
     if num_selected is None:
         num_selected = _count(segments, positions, table, dedup)
+        if segment_ranges is not None:
+            _check_ranges(segment_ranges, longest_segment, segments, table)
     elif integer("num_selected", num_selected, low=0) > columns[1]:
         raise ValueError(f"num_selected: expected at most the {columns[1]} columns, got {num_selected}")
-    return Selection(segments, positions, table, dedup, weight, prior, num_selected, num_positions)
+    return Selection(
+        segments, positions, table, dedup, weight, prior, num_selected, num_positions, segment_ranges, longest_segment
+    )
 
 
 def _count(segments: Tensor, positions: Tensor, budgets: Tensor, dedup: str) -> int:
@@ -209,6 +220,43 @@ def _count(segments: Tensor, positions: Tensor, budgets: Tensor, dedup: str) -> 
     if len(set(totals)) > 1:
         raise ValueError(f"budgets: every batch row must keep equally many columns, got {totals}")
     return totals[0] if totals else 0
+
+
+def _range_table(ranges: Tensor, budgets: torch.Size, device: torch.device) -> Tensor:
+    """Ranges [S, 3] or [B, S, 3] as int64 [B, S, 3] whose last dimension is dense."""
+    tensor("segment_ranges", ranges, INTEGERS, device)
+    expected = (*budgets, 3)
+    if ranges.shape != expected:
+        if ranges.shape != expected[1:]:
+            shape("segment_ranges", ranges, expected, "[B, S, 3]")
+        ranges = ranges.expand(expected)
+    if ranges.dtype != torch.int64:
+        ranges = ranges.to(torch.int64)
+    return ranges if ranges.stride(2) == 1 else ranges.contiguous()
+
+
+def _check_ranges(ranges: Tensor, longest: int | None, segments: Tensor, budgets: Tensor) -> None:
+    """That the ranges part the columns, hold their segments, and give room to what each keeps. Waits for the device."""
+    columns = segments.shape[1]
+    for row, (bounds, ids, kept) in enumerate(zip(ranges.tolist(), segments.tolist(), budgets.tolist(), strict=True)):
+        column = place = 0
+        for segment in sorted(range(len(bounds)), key=lambda s: bounds[s][:2]):
+            first, last, start = bounds[segment]
+            if first == last:
+                continue
+            own = ids[first:last]
+            if not (column == first < last <= columns and place == start and set(own) <= {segment, -1}):
+                raise ValueError(
+                    f"segment_ranges: expected ranges of columns that follow each other from 0 to {columns}, each with its "
+                    f"segment and always-kept columns alone, and the place of its first survivor; segment {segment} of batch "
+                    f"row {row} has {bounds[segment]}, after column {column} and {place} survivors"
+                )
+            column, place = last, place + kept[segment] + own.count(-1)
+        if bounds and column != columns:
+            raise ValueError(f"segment_ranges: the ranges of batch row {row} end at column {column} of {columns}")
+    widest = int((ranges[..., 1] - ranges[..., 0]).max()) if ranges.numel() else 0
+    if longest is not None and longest < widest:
+        raise ValueError(f"longest_segment: expected at least {widest}, the longest of segment_ranges, got {longest}")
 
 
 def _per_column(

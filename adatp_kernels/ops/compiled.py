@@ -34,11 +34,15 @@ def prune_operator(
     prior: Tensor | None,
     num_selected: int,
     num_positions: int | None,
+    segment_ranges: Tensor | None,
+    longest_segment: int | None,
     backend: str,
 ) -> list[Tensor]:
     """The surviving tokens, and then `tensors` at them. ``dims`` holds (batch, token) of each tensor, one after the other."""
     scoring = Scoring(query, key, query_start, (key_range[0], key_range[1]), scale, lse, key_mask, query_mask)
-    selection = Selection(segments, positions, budgets, dedup, soft_weight, prior, num_selected, num_positions)
+    selection = Selection(
+        segments, positions, budgets, dedup, soft_weight, prior, num_selected, num_positions, segment_ranges, longest_segment
+    )  # fmt: skip
     pairs = list(zip(dims[::2], dims[1::2], strict=True))
     deciding = (query, key) if scores is None else (query, key, scores)
     run = implementation("prune", backend, *deciding, moved=tensors)
@@ -50,7 +54,8 @@ def prune_operator(
 def _shapes(
     query: Any, key: Any, tensors: Any, budgets: Any, dims: Any, segments: Any, positions: Any, query_start: Any,
     key_range: Any, sequence_start: Any, scale: Any, lse: Any, key_mask: Any, query_mask: Any, scores: Any, dedup: Any,
-    soft_weight: Any, prior: Any, num_selected: Any, num_positions: Any, backend: Any,
+    soft_weight: Any, prior: Any, num_selected: Any, num_positions: Any, segment_ranges: Any, longest_segment: Any,
+    backend: Any,
 ) -> list[Tensor]:  # fmt: skip
     batch = key.shape[0]
     survivors = key.shape[2] - sequence_start - (key_range[1] - key_range[0]) + num_selected

@@ -196,6 +196,8 @@ def select(
     prior: Tensor | None = None,
     num_selected: int | None = None,
     num_positions: int | None = None,
+    segment_ranges: Tensor | None = None,
+    longest_segment: int | None = None,
     backend: str = "auto",
 ) -> Tensor:
     """Debias the scores and keep the best columns of every segment (``algorithm.md``, steps 5 to 8).
@@ -223,6 +225,13 @@ def select(
     num_positions : int, optional
         More than any position, for callers that know it and give `num_selected`: a GPU backend then has
         nothing to read back, either.
+    segment_ranges : integer Tensor [B, S, 3] or [S, 3], optional
+        For callers who know where segments lie: ``(first, last, place)`` of each, such that the columns ``[first, last)``
+        are the segment's own and always-kept ones, and ``place`` is how many columns before ``first`` survive. Every
+        column is in one range; ``(0, 0, 0)`` is that of a segment without columns. int64 is not converted. A GPU backend then
+        looks at each column once; the result is the same. Trusted, like the budgets, if `num_selected` is given.
+    longest_segment : int, optional
+        With `segment_ranges`: at least as much as the longest range has columns.
     backend : {"auto", "reference", "triton", "native"}
 
     Returns
@@ -242,9 +251,10 @@ def select(
     checks.score_tensor(scores)
     columns = (scores.shape[0], scores.shape[1])
     chosen = checks.selection(
-        columns, scores.device, segments, positions, budgets, dedup, soft_weight, prior, num_selected, num_positions
-    )
-    return implementation("select", backend, scores)(scores, **vars(chosen))
+        columns, scores.device, segments, positions, budgets, dedup, soft_weight, prior, num_selected, num_positions,
+        segment_ranges, longest_segment,
+    )  # fmt: skip
+    return implementation("select", backend, scores)(scores, chosen)
 
 
 def gather(
@@ -304,6 +314,8 @@ def prune(
     budgets: Tensor | None = None,
     num_selected: int | None = None,
     num_positions: int | None = None,
+    segment_ranges: Tensor | None = None,
+    longest_segment: int | None = None,
     backend: str = "auto",
     on_phase: Callable[[str], None] | None = None,
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
@@ -335,7 +347,7 @@ def prune(
     num_selected : int, optional
         Surviving columns of `key_range`, always-kept ones included. As in `select`: given, nothing
         waits for the device; absent, it is counted.
-    num_positions : int, optional
+    num_positions, segment_ranges, longest_segment
         As for `select`.
     on_phase : callable, optional
         Called with ``"score"``, ``"select"``, ``"compact"`` after each phase was launched; not inside
@@ -367,8 +379,9 @@ def prune(
         checks.shape("scores", scores, columns, "[B, v1-v0]")
     limits = stage.budgets if budgets is None else budgets
     chosen = checks.selection(
-        columns, key.device, segments, positions, limits, dedup, soft_weight, prior, num_selected, num_positions
-    )
+        columns, key.device, segments, positions, limits, dedup, soft_weight, prior, num_selected, num_positions,
+        segment_ranges, longest_segment,
+    )  # fmt: skip
     pairs = checks.token_tensors(tensors, dims, columns[0], key.device, key.shape[2] - sequence_start)
     scoring = Scoring(query, key, query_start, key_range, scale, lse, key_mask, query_mask)
     if torch.compiler.is_compiling():

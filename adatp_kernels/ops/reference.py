@@ -117,27 +117,17 @@ def column_sums_varlen(
     return scores
 
 
-def select(
-    scores: Tensor,
-    segments: Tensor,
-    positions: Tensor,
-    budgets: Tensor,
-    *,
-    dedup: str,
-    soft_weight: float,
-    prior: Tensor | None,
-    num_selected: int,
-    num_positions: int | None,
-) -> Tensor:
+def select(scores: Tensor, selection: Selection) -> Tensor:
     """Debias and select (``algorithm.md``, steps 5 to 8) by sorting; see `functional.select`."""
+    segments, positions, budgets = selection.segments, selection.positions, selection.budgets
     columns = scores.shape[1]
-    if prior is not None:
-        scores = scores * prior.to(scores.dtype)
+    if selection.prior is not None:
+        scores = scores * selection.prior.to(scores.dtype)
     order = _rank(scores)
-    if dedup != "off":
+    if selection.dedup != "off":
         first = _is_first_of_group(order, segments, positions)
-        if dedup == "soft":
-            scores = torch.where(first, scores, scores * soft_weight)
+        if selection.dedup == "soft":
+            scores = torch.where(first, scores, scores * selection.soft_weight)
             order = _rank(scores)
         else:  # the removed go behind every candidate of their segment
             order = _stable_sort(order, (~first).to(torch.int64))
@@ -149,7 +139,7 @@ def select(
     budget = budgets.gather(1, segment.clamp(min=0)) if budgets.shape[1] else torch.zeros_like(segment)
     kept = (rank < budget) | (segment < 0)
     # The kept columns' own numbers, ascending; the others are sent behind them and cut off.
-    return torch.where(kept, order, columns).sort(dim=1).values[:, :num_selected]
+    return torch.where(kept, order, columns).sort(dim=1).values[:, : selection.num_selected]
 
 
 def count_selectable(segments: Tensor, positions: Tensor, num_segments: int, *, strict: bool) -> Tensor:
@@ -237,7 +227,7 @@ def prune(
     if scores is None:
         scores = score(**vars(scoring))
     on_phase("score")
-    columns = choose(scores, **vars(selection))
+    columns = choose(scores, selection)
     first, last = (column - sequence_start for column in scoring.key_range)
     before = torch.arange(first, device=scoring.device).expand(len(columns), -1)
     after = torch.arange(last, scoring.key.shape[2] - sequence_start, device=scoring.device).expand(len(columns), -1)

@@ -35,7 +35,8 @@ def test_the_operator_keeps_its_contract():
     query, key, hidden, ids = arguments(2)
     given = (
         query, key, [hidden, ids], torch.tensor([[3, 2]] * 2), [0, 1, 1, 2], IDS.expand(2, -1), POSITIONS.expand(2, -1), 20,
-        [2, 19], 0, 0.125, None, None, None, None, "strict", 0.0, None, 6, 4, "auto",
+        [2, 19], 0, 0.125, None, None, None, None, "strict", 0.0, None, 6, 4, None, None,
+        "auto",
     )  # fmt: skip
     checks = ("test_schema", "test_faketensor", "test_aot_dispatch_static")
     torch.library.opcheck(prune_operator, given, test_utils=checks)

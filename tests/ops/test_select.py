@@ -188,6 +188,13 @@ def test_select_leaves_its_arguments_alone():
     assert all(now.equal(then) for now, then in zip((scores, segments, positions), before, strict=True))
 
 
+RANGES = torch.tensor([[0, 3, 0], [3, 6, 1]])
+
+
+def known(ranges, longest):
+    return {"segment_ranges": ranges, "longest_segment": longest}
+
+
 @pytest.mark.parametrize(
     ("changes", "argument"),
     [
@@ -228,6 +235,19 @@ def test_select_leaves_its_arguments_alone():
         ({"num_selected": 7}, "num_selected"),
         ({"num_selected": 2.0}, "num_selected"),
         ({"backend": "cuda"}, "backend"),
+        (known(RANGES, None), "segment_ranges, longest_segment"),
+        (known(None, 3), "segment_ranges, longest_segment"),
+        (known([[0, 3, 0], [3, 6, 1]], 3), "segment_ranges"),
+        (known(RANGES.float(), 3), "segment_ranges"),
+        (known(RANGES[:1], 3), "segment_ranges"),
+        (known(RANGES[None], 3), "segment_ranges"),
+        (known(RANGES, 2), "longest_segment"),
+        (known(RANGES, 0), "longest_segment"),
+        (known(torch.tensor([[0, 3, 0], [3, 5, 1]]), 3), "segment_ranges"),
+        (known(torch.tensor([[0, 2, 0], [3, 6, 1]]), 3), "segment_ranges"),
+        (known(torch.tensor([[0, 4, 0], [4, 6, 1]]), 4), "segment_ranges"),
+        (known(torch.tensor([[0, 3, 0], [3, 6, 2]]), 3), "segment_ranges"),
+        (known(torch.tensor([[0, 3, 0], [3, 7, 1]]), 4), "segment_ranges"),
     ],
 )
 def test_select_mistakes(changes, argument):
@@ -237,7 +257,7 @@ def test_select_mistakes(changes, argument):
         "positions": torch.arange(6),
         "budgets": [1, 2],
     }
-    select(**good)
+    assert select(**good).equal(select(**good, **known(RANGES, 3)))
     with names(argument):
         select(**(good | changes))
 

@@ -6,22 +6,37 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from op_inputs import ranges_of
 
 from adatp_kernels import ops
-from adatp_kernels.ops.triton import select as kernels
+from adatp_kernels.ops.arguments import Selection
+from adatp_kernels.ops.triton import select as choosing
+from adatp_kernels.ops.triton import select_held, select_split
+from adatp_kernels.ops.triton import select_scattered as kernels
 from adatp_kernels.ops.triton.backend import INTERPRETED
+from adatp_kernels.ops.triton.ranking import Source
+from adatp_kernels.ops.triton.tiles import power_of_two
 
 AWKWARD = [math.nan, math.inf, -math.inf, -0.0, 0.0, 1e-40, 0.25, 0.5, 0.5, 1.0, -1.0]
 
 
 def same(scores, segments, positions, budgets, device, **options):
-    """The kernel's choice, checked against the reference's."""
+    """The kernel's choice, checked against the reference's; where segments lie in one piece, by every way to choose."""
     arguments = [torch.as_tensor(value) for value in (scores, segments, positions, budgets)]
+    ids, limits = arguments[1].expand(len(scores), -1), arguments[3].expand(len(scores), -1)
+    known = ranges_of(ids, limits)
     options = {name: value.to(device) if isinstance(value, torch.Tensor) else value for name, value in options.items()}
     arguments = [value.to(device) for value in arguments]
     expected = ops.select(*arguments, backend="reference", **options)
     actual = ops.select(*arguments, backend="triton", **options)
     assert actual.equal(expected), (actual, expected)
+    if known is not None:
+        options |= {"segment_ranges": known[0].to(device), "longest_segment": known[1]}
+        assert ops.select(*arguments, backend="triton", **options).equal(expected)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(select_held, "fits", lambda *_: False)
+            patch.setattr(select_split, "_BLOCK", max(32, power_of_two(scores.shape[1] // 3)))
+            assert ops.select(*arguments, backend="triton", **options).equal(expected)
     return actual
 
 
@@ -159,14 +174,49 @@ def test_what_a_caller_got_wrong_touches_no_other_memory(dedup, num_positions, n
         assert ((kept >= 0) & (kept < 8)).all()
 
 
-def test_too_few_repeat_the_last_token_of_the_columns(device, monkeypatch):
+@pytest.fixture(params=["scattered", "held", "split"])
+def select_by(request, device, monkeypatch):
+    """Every way to choose, with small blocks: the tokens that survive of one row whose columns begin at `first`."""
     monkeypatch.setattr(kernels, "_BLOCK", 2)
-    segments, positions, budgets = (torch.tensor([v]).to(device) for v in ([0] * 6, list(range(6)), [1]))
-    kept = kernels.select_tokens(
-        torch.rand(1, 6).to(device), None, segments, positions, budgets, dedup="off", soft_weight=0.0, prior=None,
-        num_selected=6, num_positions=6, workspace=None, first=3, length=12,
-    )[0].tolist()  # fmt: skip
-    assert kept[:3] == [0, 1, 2] and kept[9:] == [9, 10, 11] and 3 <= kept[3] <= 8 and kept[4:9] == [8] * 5
+    monkeypatch.setattr(select_split, "_BLOCK", 2)
+    monkeypatch.setattr(select_held, "fits", lambda *_: request.param == "held")
+    if request.param == "scattered":
+        monkeypatch.setattr(choosing, "_way", lambda *_: kernels)
+
+    def run(scores, segments, budgets, *, first, length, known, num_selected=None, dedup="strict"):
+        ids, limits = torch.tensor([segments]), torch.tensor([budgets])
+        selection = Selection(
+            ids.to(device), torch.arange(len(segments), device=device)[None] % 3, limits.to(device), dedup, 0.0, None,
+            num_selected or sum(budgets) + segments.count(-1), 3,
+        )  # fmt: skip
+        if known:
+            ranges, selection.longest_segment = ranges_of(ids, limits)
+            selection.segment_ranges = ranges.to(device)
+        source = Source(torch.tensor([scores]).to(device), None, None, None)
+        return choosing.Selecting(selection, 3).run(source, first, length)[0].tolist()
+
+    return run
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_too_few_repeat_the_last_token_of_the_columns(known, select_by):
+    """A budget that no segment can fill leaves no index to chance, and none that is no token."""
+    scores, segments = [0.5, 0.25, 1.0, 0.75, 0.125, 0.0], [0] * 5 + [-1]
+    kept = select_by(scores, segments, [5], first=3, length=12, known=known, num_selected=6)
+    assert kept == [0, 1, 2, 4, 5, 6, 8, 8, 8, 9, 10, 11]
+
+
+def test_more_text_than_a_block(select_by):
+    kept = select_by([0.5, 0.25, 1.0, 0.75], [0, 0, 0, 1], [1, 1], first=300, length=604 + 257, known=True)
+    assert kept == [*range(300), 302, 303, *range(304, 604 + 257)]
+
+
+@pytest.mark.parametrize("kept", [0, 1, 3])
+def test_the_first_and_last_of_many_ties(kept, select_by):
+    """Equal scores over several blocks, with columns between them that always stay."""
+    segments = [-1, 0, 0, 0, -1, 0, 0, -1, 1, 1, 1, 1, 1, -1]
+    columns = select_by([0.5] * 14, segments, [kept, 2], first=0, length=14, known=True, dedup="off")
+    assert columns == sorted([0, 4, 7, 13, *[1, 2, 3][:kept], 8, 9])
 
 
 @pytest.mark.parametrize("start", [0x40490FDA, 0x3F800000, -0x3FB6F026, -0x40800000])

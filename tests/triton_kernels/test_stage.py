@@ -5,7 +5,6 @@ import torch
 from op_inputs import inputs, left_padding
 
 from adatp_kernels import AdaTPConfig, AdaTPPruner, Stage, VisualLayout, ops
-from adatp_kernels.ops.triton import select as kernels
 
 IDS = torch.tensor([0] * 12 + [-1] + [1] * 8)
 POSITIONS = torch.tensor([*[0, 1, 2, 3] * 3, -1, *[0, 1, 2, 3] * 2])
@@ -91,11 +90,6 @@ def test_the_pruner_runs_on_it(device):
         assert hidden[0, :, 0].long().equal(state.kept[0])
         results.append(state.kept)
     assert results[0].equal(results[1])
-
-
-def test_more_text_than_a_block(device, monkeypatch):
-    monkeypatch.setattr(kernels, "_BLOCK", 2)
-    same(arguments(device))
 
 
 def test_devices_must_agree(device):

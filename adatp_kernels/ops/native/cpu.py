@@ -10,7 +10,7 @@ from torch import Tensor
 
 from adatp_kernels.config import DEDUPLICATION
 from adatp_kernels.ops import reference
-from adatp_kernels.ops.arguments import moved_shape
+from adatp_kernels.ops.arguments import Selection, moved_shape
 from adatp_kernels.ops.checks import is_unusual
 from adatp_kernels.ops.native.build import Library, find_or_build
 from adatp_kernels.ops.native.recipe import CPU, BuildError
@@ -78,34 +78,14 @@ def column_sums(
 column_sums_varlen = functools.partial(reference.column_sums_varlen, each=column_sums)
 
 
-def select(
-    scores: Tensor,
-    segments: Tensor,
-    positions: Tensor,
-    budgets: Tensor,
-    *,
-    dedup: str,
-    soft_weight: float,
-    prior: Tensor | None,
-    num_selected: int,
-    num_positions: int | None,
-) -> Tensor:
+def select(scores: Tensor, selection: Selection) -> Tensor:
     """As `functional.select`."""
-    kept = torch.empty(scores.shape[0], num_selected, dtype=torch.int64, device=scores.device)
-    prior = None if prior is None else prior.to(scores.dtype)
-    dedup_number = DEDUPLICATION.index(dedup)
+    kept = torch.empty(scores.shape[0], selection.num_selected, dtype=torch.int64, device=scores.device)
+    prior = None if selection.prior is None else selection.prior.to(scores.dtype)
     _ops.select.default(
-        scores,
-        segments,
-        positions,
-        budgets,
-        prior,
-        kept,
-        min(num_positions or 0, 1 << 40),
-        dedup_number,
-        soft_weight,
-        _limit,
-    )
+        scores, selection.segments, selection.positions, selection.budgets, prior, kept,
+        min(selection.num_positions or 0, 1 << 40), DEDUPLICATION.index(selection.dedup), selection.soft_weight, _limit,
+    )  # fmt: skip
     return kept
 
 

@@ -107,25 +107,12 @@ def column_sums(
 
 
 @_on_its_device
-def select(
-    scores: Tensor,
-    segments: Tensor,
-    positions: Tensor,
-    budgets: Tensor,
-    *,
-    dedup: str,
-    soft_weight: float,
-    prior: Tensor | None,
-    num_selected: int,
-    num_positions: int | None,
-) -> Tensor:
+def select(scores: Tensor, selection: Selection) -> Tensor:
     """As `functional.select`."""
-    selection, num_positions = with_positions(
-        Selection(segments, positions, budgets, dedup, soft_weight, prior, num_selected, num_positions)
-    )
+    selection, num_positions = with_positions(selection)
     if too_sparse(selection.budgets, selection.dedup, num_positions):
-        return reference.select(scores, **vars(selection))
-    kept = torch.empty(len(scores), num_selected, dtype=torch.int64, device=scores.device)
+        return reference.select(scores, selection)
+    kept = torch.empty(len(scores), selection.num_selected, dtype=torch.int64, device=scores.device)
     _run(None, selection, scores, kept, 0, (), (), ())
     return kept
 

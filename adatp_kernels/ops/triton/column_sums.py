@@ -16,6 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from adatp_kernels.ops.triton.operands import LOG2_E, load_keys, load_rows, precision
+from adatp_kernels.ops.triton.overlap import begin, overlapping
 from adatp_kernels.ops.triton.row_lse import partial_row_lse
 from adatp_kernels.ops.triton.tiles import ceil_div, power_of_two, row_tile, tile_for
 
@@ -95,13 +96,14 @@ def _column_sums_kernel(
     CAUSAL: tl.constexpr, GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
     BLOCK_H: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_N: tl.constexpr, SPLITS: tl.constexpr,
     HAS_KEY_MASK: tl.constexpr, HAS_QUERY_MASK: tl.constexpr, HAS_WORKSPACE: tl.constexpr,
-    PRECISION: tl.constexpr,
+    PRECISION: tl.constexpr, FOLLOWS: tl.constexpr, SIGNALS: tl.constexpr,
 ):  # fmt: skip
     """Softmax probabilities of BLOCK_N columns summed over one key head's rows; grid (column blocks, Hkv, B).
 
     Each key tile is read once. One partial sum per key head and column goes to `partial` [B, Hkv, columns].
     Beside, the programs zero the `workspace` of the kernel that selects next, which saves a launch.
     """
+    begin(FOLLOWS, SIGNALS)
     if HAS_WORKSPACE:
         programs = tl.num_programs(0) * tl.num_programs(1) * tl.num_programs(2)
         program = tl.program_id(0) + tl.num_programs(0) * (tl.program_id(1) + tl.num_programs(1) * tl.program_id(2))
@@ -139,13 +141,14 @@ def _column_sums_kernel(
 @triton.jit
 def mean_of_partials(
     partial, query_mask, batch, column, in_range,
-    num_columns, kv_heads, rows, group, stride_rb, stride_rt,
-    HAS_QUERY_MASK: tl.constexpr, BLOCK_T: tl.constexpr,
+    num_columns, rows, group, stride_rb, stride_rt,
+    KV_HEADS: tl.constexpr, HAS_QUERY_MASK: tl.constexpr, BLOCK_T: tl.constexpr,
 ):  # fmt: skip
     """The mean over heads and rows of the columns [BN], from their per-key-head sums, added in the heads' order."""
+    partial += batch * KV_HEADS * num_columns
     b_sum = tl.zeros(column.shape, tl.float32)
-    for head in range(kv_heads):
-        b_sum += tl.load(partial + (batch * kv_heads + head) * num_columns + column, mask=in_range, other=0.0)
+    for head in tl.static_range(KV_HEADS):  # all loads are on their way at once
+        b_sum += tl.load(partial + tl.cast(num_columns, tl.int64) * head + column, mask=in_range, other=0.0)
     counted = rows
     if HAS_QUERY_MASK:
         counted = 0
@@ -153,21 +156,21 @@ def mean_of_partials(
             o_t = start + tl.arange(0, BLOCK_T)
             in_mask = tl.load(query_mask + batch * stride_rb + o_t.to(tl.int64) * stride_rt, mask=o_t < rows, other=0)
             counted += tl.sum((in_mask != 0).to(tl.int32), 0)
-    return b_sum / (tl.maximum(counted, 1) * kv_heads * group).to(tl.float32)
+    return b_sum / (tl.maximum(counted, 1) * KV_HEADS * group).to(tl.float32)
 
 
 @triton.jit(do_not_specialize=["num_columns", "rows", "stride_rb"])
 def _mean_kernel(
     partial, query_mask, scores,
-    num_columns, kv_heads, rows, group, stride_rb, stride_rt,
-    HAS_QUERY_MASK: tl.constexpr, BLOCK_N: tl.constexpr,
+    num_columns, rows, group, stride_rb, stride_rt,
+    KV_HEADS: tl.constexpr, HAS_QUERY_MASK: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """Scores [B, columns] from the per-key-head sums; grid (column blocks, B)."""
     batch = tl.program_id(1).to(tl.int64)
     o_c = tl.program_id(0) * BLOCK_N + tl.arange(0, BLOCK_N)
     m_c = o_c < num_columns
     b_mean = mean_of_partials(
-        partial, query_mask, batch, o_c, m_c, num_columns, kv_heads, rows, group, stride_rb, stride_rt, HAS_QUERY_MASK, 64
+        partial, query_mask, batch, o_c, m_c, num_columns, rows, group, stride_rb, stride_rt, KV_HEADS, HAS_QUERY_MASK, 64
     )  # fmt: skip
     tl.store(scores + batch * num_columns + o_c, b_mean, mask=m_c)
 
@@ -213,6 +216,7 @@ def partial_column_sums(
         BLOCK_H=heads, BLOCK_T=text, BLOCK_N=tile.columns, SPLITS=most,
         HAS_KEY_MASK=key_mask is not None, HAS_QUERY_MASK=query_mask is not None,
         HAS_WORKSPACE=workspace is not None, PRECISION=precision(query.dtype), num_warps=tile.warps, num_stages=tile.stages,
+        **overlapping(query.device, follows=lse is None),
     )  # fmt: skip
     return partial
 
@@ -225,7 +229,7 @@ def column_sums(query: Tensor, key: Tensor, *, query_mask: Tensor | None, **opti
     mask = partial if query_mask is None else query_mask.view(torch.uint8)
     _mean_kernel[(ceil_div(columns, 256), batch)](
         partial, mask, scores,
-        columns, kv_heads, query.shape[2], query.shape[1] // kv_heads, *((0, 0) if query_mask is None else mask.stride()),
-        HAS_QUERY_MASK=query_mask is not None, BLOCK_N=256,
+        columns, query.shape[2], query.shape[1] // kv_heads, *((0, 0) if query_mask is None else mask.stride()),
+        KV_HEADS=kv_heads, HAS_QUERY_MASK=query_mask is not None, BLOCK_N=256,
     )  # fmt: skip
     return scores

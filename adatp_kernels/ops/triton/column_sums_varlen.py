@@ -156,8 +156,8 @@ def _column_sums_varlen_kernel(
 )
 def _mean_varlen_kernel(
     partial, cu_seqlens_q, cu_seqlens_k, query_range, query_mask, scores,
-    num_sequences, total_keys, kv_heads, stride_cq, stride_ck, stride_rb, stride_re, stride_mt,
-    HAS_QUERY_RANGE: tl.constexpr, HAS_QUERY_MASK: tl.constexpr, GROUP: tl.constexpr, BLOCK_N: tl.constexpr,
+    num_sequences, total_keys, stride_cq, stride_ck, stride_rb, stride_re, stride_mt,
+    KV_HEADS: tl.constexpr, HAS_QUERY_RANGE: tl.constexpr, HAS_QUERY_MASK: tl.constexpr, GROUP: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
     """Scores [total_k] from the per-key-head sums; grid (key blocks,)."""
     sequence, first_key, length_k, block = _find_sequence(
@@ -169,7 +169,7 @@ def _mean_varlen_kernel(
     o_n = block * BLOCK_N + tl.arange(0, BLOCK_N)
     b_mean = mean_of_partials(
         partial, query_mask + (first_row + row) * stride_mt, 0, first_key + o_n, o_n < length_k,
-        total_keys, kv_heads, last_row - row, GROUP, 0, stride_mt, HAS_QUERY_MASK, 64,
+        total_keys, last_row - row, GROUP, 0, stride_mt, KV_HEADS, HAS_QUERY_MASK, 64,
     )  # fmt: skip
     tl.store(scores + first_key + o_n, b_mean, mask=o_n < length_k)
 
@@ -221,7 +221,7 @@ def column_sums_varlen(
     scores = torch.zeros(total_keys, dtype=torch.float32, device=query.device)  # also behind the last sequence
     _mean_varlen_kernel[(total_keys // 256 + num_sequences,)](
         partial, cu_seqlens_q, cu_seqlens_k, rows, mask, scores,
-        num_sequences, total_keys, kv_heads, *lengths, *row_strides, mask_stride,
-        HAS_QUERY_RANGE=has_rows, HAS_QUERY_MASK=query_mask is not None, GROUP=group, BLOCK_N=256,
+        num_sequences, total_keys, *lengths, *row_strides, mask_stride,
+        KV_HEADS=kv_heads, HAS_QUERY_RANGE=has_rows, HAS_QUERY_MASK=query_mask is not None, GROUP=group, BLOCK_N=256,
     )  # fmt: skip
     return scores

@@ -11,6 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from adatp_kernels.ops.triton.operands import LN_2, LOG2_E, load_keys, load_rows, precision
+from adatp_kernels.ops.triton.overlap import begin, overlapping
 from adatp_kernels.ops.triton.tiles import ceil_div, num_splits, power_of_two, row_tile, tile_for
 
 
@@ -74,11 +75,13 @@ def _row_lse_kernel(
     stride_mb, stride_mn,
     GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_T: tl.constexpr,
     BLOCK_N: tl.constexpr, HAS_KEY_MASK: tl.constexpr, PRECISION: tl.constexpr,
+    FOLLOWS: tl.constexpr, SIGNALS: tl.constexpr,
 ):  # fmt: skip
     """LSE of one tile of rows over one split of the keys; grid (row tiles, splits, B·Hkv).
 
     Whoever reads `partial` [splits, B, Hq, T] (natural logarithm) puts the splits together.
     """
+    begin(FOLLOWS, SIGNALS)
     batch = (tl.program_id(2) // kv_heads).to(tl.int64)
     head = tl.program_id(2) % kv_heads
     row_tiles = tl.cdiv(rows, BLOCK_T)
@@ -134,6 +137,7 @@ def partial_row_lse(
         *query.stride(), *key.stride(), *((0, 0) if key_mask is None else mask.stride()),
         GROUP=group, HEAD_DIM=dim, BLOCK_D=max(16, power_of_two(dim)), BLOCK_H=heads, BLOCK_T=text, BLOCK_N=tile.columns,
         HAS_KEY_MASK=key_mask is not None, PRECISION=precision(query.dtype), num_warps=tile.warps, num_stages=tile.stages,
+        **overlapping(query.device, follows=False),
     )  # fmt: skip
     return partial, most
 
