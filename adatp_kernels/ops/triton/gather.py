@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import math
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import torch
 import triton
@@ -15,156 +16,294 @@ from adatp_kernels.ops import reference
 from adatp_kernels.ops.arguments import moved_shape
 from adatp_kernels.ops.triton.tiles import ceil_div, power_of_two
 
-# What one program moves, in elements of the widest kind: 16 kB of 8-byte words.
-_PROGRAM_ELEMENTS = 2048
+# What one program moves: 16 kB of 8-byte words, of as many tokens for every tensor, so that none has to divide.
+_TOKENS, _BLOCK = 64, 32
 _WORDS = {8: torch.int64, 4: torch.int32, 2: torch.int16, 1: torch.int8}
+# How many tensors of one layout a kernel takes. Few sizes, since Triton compiles a kernel for each of them.
+_SLOTS = (1, 4, 16, 64)
+_LAUNCH_SLOTS = 128  # of all layouts: their pointers fit the 4 kB to which some drivers limit a kernel's arguments
+_TENSOR_ROWS = 1 << 19  # 16 times the rows of a launch are an int32
+_GRID = 65535  # programs along the second and third dimension
 
 
 # What changes from stage to stage must not make the compiler specialise again.
-@triton.jit(do_not_specialize=["num_rows", "num_kept", "stride_ib"])
+@triton.jit(do_not_specialize=["stride_ib", "num_kept"])
 def _gather_kernel(
-    indices, sources, targets, first_programs, shapes, source_strides, target_strides,
-    stride_ib, stride_ik, num_rows, num_kept,
-    COUNT: tl.constexpr, BLOCKS: tl.constexpr,
+    indices, sources, targets, layouts, stride_ib, stride_ik, num_kept,
+    KINDS: tl.constexpr, TOKENS: tl.constexpr,
 ):  # fmt: skip
-    """``target[b, o, k, :] = source[b, o, indices[b, k], :]`` for every tensor; grid (programs,).
+    """``target[b, o, k, :] = source[b, o, indices[b, k], :]`` for every tensor; grid (rows, blocks of tokens, batch).
 
-    Each tensor owns a run of programs, from ``first_programs[i]`` on, and a program moves BLOCKS[i] =
-    (tokens, elements, scale) of one batch row b and outer index o. Every element is read and written once.
+    A row is BLOCK words of every token: a part of a hidden state, or what one head has. Each tensor owns a run of rows,
+    and a program finds its own by comparisons. `layouts` holds for each of KINDS its layouts, `sources` and `targets`
+    for each of those its tensors. Every element is read and written once.
     """
-    program = tl.program_id(0)
-    for i in tl.static_range(COUNT):
-        if (program >= first_programs[i]) & (program < first_programs[i + 1]):
-            BLOCK_K: tl.constexpr = BLOCKS[i][0]
-            BLOCK_C: tl.constexpr = BLOCKS[i][1]
-            SCALE: tl.constexpr = BLOCKS[i][2]
-            outer, inner = shapes[i][0] // SCALE, shapes[i][1]
-            source_b, source_o = source_strides[i][0] // SCALE, source_strides[i][1] // SCALE
-            source_t, source_i = source_strides[i][2] // SCALE, source_strides[i][3]
-            target_b, target_o = target_strides[i][0] // SCALE, target_strides[i][1] // SCALE
-            target_t, target_i = target_strides[i][2] // SCALE, target_strides[i][3]
-            tile = program - first_programs[i]
-            chunks = tl.cdiv(inner, BLOCK_C)
-            row = tile // (chunks * tl.cdiv(num_kept, BLOCK_K))
-            o_c = (tile % chunks) * BLOCK_C + tl.arange(0, BLOCK_C)
-            o_k = (tile // chunks) % tl.cdiv(num_kept, BLOCK_K) * BLOCK_K + tl.arange(0, BLOCK_K)
-            b, o = (row // outer).to(tl.int64), (row % outer).to(tl.int64)
-            m_k = (o_k < num_kept) & (row < num_rows * outer)
-            token = tl.load(indices + b * stride_ib + o_k.to(tl.int64) * stride_ik, mask=m_k, other=0)  # [BK] int64
-            mask = m_k[:, None] & (o_c < inner)[None, :]
-            o_c = o_c.to(tl.int64)
-            source = sources[i] + b * source_b + o * source_o + token[:, None] * source_t + o_c[None, :] * source_i
-            target = (
-                targets[i]
-                + b * target_b
-                + o * target_o
-                + o_k.to(tl.int64)[:, None] * target_t
-                + o_c[None, :] * target_i
-            )
-            tl.store(target, tl.load(source, mask=mask, other=0), mask=mask)
+    row = tl.program_id(0) * 16  # as all numbers of a layout
+    b = tl.program_id(2).to(tl.int64)
+    o_k = tl.program_id(1) * TOKENS + tl.arange(0, TOKENS)  # [BK]
+    m_k = o_k < num_kept
+    token = tl.load(indices + b * stride_ib + o_k.to(tl.int64) * stride_ik, mask=m_k, other=0).to(tl.int32)  # [BK]
+    for kind in tl.static_range(len(KINDS)):
+        if (row >= layouts[kind][0].first) & (row < layouts[kind][len(layouts[kind]) - 1].end):
+            UNIT: tl.constexpr = KINDS[kind][1]
+            BLOCK: tl.constexpr = KINDS[kind][2]
+            STRIDED: tl.constexpr = KINDS[kind][3]
+            SPLIT: tl.constexpr = KINDS[kind][4]
+            # The row's layout and tensor are the last ones that begin no later.
+            layout = layouts[kind][0]
+            first, inner, part, parts = layout.first, layout.inner, layout.part, layout.parts
+            source_b, source_r, source_t, source_i = layout.source
+            target_b, target_r, target_t, target_i = layout.target
+            source, target = sources[kind][0][0], targets[kind][0][0]
+            for i in tl.static_range(len(layouts[kind])):
+                layout = layouts[kind][i]
+                if i > 0:
+                    here = row >= layout.first
+                    inner, part, parts = _choose3(
+                        here, (layout.inner, layout.part, layout.parts), (inner, part, parts)
+                    )
+                    source_b, source_r, source_t, source_i = _choose4(
+                        here, layout.source, (source_b, source_r, source_t, source_i)
+                    )
+                    target_b, target_r, target_t, target_i = _choose4(
+                        here, layout.target, (target_b, target_r, target_t, target_i)
+                    )
+                for j in tl.static_range(len(sources[kind][i])):
+                    if i + j > 0:
+                        begin = layout.first + j * layout.rows
+                        here = row >= begin
+                        first, source, target = _choose3(
+                            here, (begin, sources[kind][i][j], targets[kind][i][j]), (first, source, target)
+                        )
+            r = (row - first) >> 4
+            if SPLIT:
+                p, r = r % (parts >> 4), r // (parts >> 4)
+            else:
+                p = r
+            o_c = tl.arange(0, BLOCK)  # [BC] words
+            mask = m_k[:, None] & (o_c < ((inner - p * part) >> 4) * UNIT)[None, :]
+            source += (b * (source_b >> 4) + r.to(tl.int64) * (source_r >> 4)) * UNIT
+            target += (b * (target_b >> 4) + r.to(tl.int64) * (target_r >> 4)) * UNIT
+            if SPLIT:
+                source += p.to(tl.int64) * (BLOCK // UNIT) * (source_i >> 4) * UNIT
+                target += p.to(tl.int64) * (BLOCK // UNIT) * (target_i >> 4) * UNIT
+            if STRIDED:
+                o_s = (o_c // UNIT).to(tl.int64) * (source_i >> 4) * UNIT + o_c % UNIT
+                o_t = (o_c // UNIT).to(tl.int64) * (target_i >> 4) * UNIT + o_c % UNIT
+            else:
+                o_s, o_t = o_c, o_c
+            o_s = token.to(tl.int64)[:, None] * ((source_t >> 4) * UNIT) + o_s[None, :]
+            o_t = o_k.to(tl.int64)[:, None] * ((target_t >> 4) * UNIT) + o_t[None, :]
+            tl.store(target + o_t, tl.load(source + o_s, mask=mask, other=0), mask=mask)
 
 
-@dataclass(frozen=True)
-class _Move:
-    """One tensor as the kernel sees it: [batch, outer, token, inner] of words.
+@triton.jit
+def _choose3(condition, new, old):
+    return (
+        tl.where(condition, new[0], old[0]),
+        tl.where(condition, new[1], old[1]),
+        tl.where(condition, new[2], old[2]),
+    )
 
-    `outer` and the strides but the inner one are multiplied with `scale`, so that all stages of a prompt share one
-    kernel. Triton compiles anew for every pattern of a tuple's integers that are divisible by 16 or equal to 1. With one
-    element a token the strides are numbers of tokens, which change from stage to stage: they come 16-fold. With more
-    they are multiples of the width, and that the compiler knows so is what makes accesses wide.
-    """
 
-    source: Tensor
-    target: Tensor
-    outer: int
+@triton.jit
+def _choose4(condition, new, old):
+    return (
+        tl.where(condition, new[0], old[0]),
+        tl.where(condition, new[1], old[1]),
+        tl.where(condition, new[2], old[2]),
+        tl.where(condition, new[3], old[3]),
+    )
+
+
+class _Kind(NamedTuple):
+    """What a tensor is to the compiler; a kernel has code for each kind."""
+
+    word: int  # bytes of an element
+    unit: int  # words that lie side by side and aligned in source and target: 2 are moved as 16 bytes
+    block: int  # words of a row
+    strided: bool  # inner units lie apart in source or target
+    split: bool  # there are several outer indices, and the inner units of each make several rows
+
+
+class _Strides(NamedTuple):
+    batch: int
+    row: int
+    token: int
     inner: int
-    scale: int
-    source_strides: tuple[int, int, int, int]
-    target_strides: tuple[int, int, int, int]
+
+
+class _Layout(NamedTuple):
+    """What the kernel computes addresses from: numbers of units, 16-fold.
+
+    Triton compiles anew for every pattern of a tuple's integers that are divisible by 16 or equal to 1, whatever it is
+    told; as they come, there is one pattern for all stages.
+    """
+
+    first: int  # row of the first tensor
+    end: int  # row after the last tensor
+    rows: int  # of each tensor
+    inner: int  # units of a token of one outer index
+    part: int  # of these, how many a row is further on than the one before
+    parts: int  # rows of a token and outer index
+    source: _Strides
+    target: _Strides
+
+
+class _Fold(NamedTuple):
+    """A tensor as [batch, outer, token, inner] units, of which outer and inner make rows."""
+
+    kind: _Kind
+    rows: int
+    inner: int
+    part: int
+    parts: int
+    source: _Strides
+    target: _Strides
+
+
+_Move = tuple[Tensor, Tensor]  # source and target, viewed as words
 
 
 def gather(indices: Tensor, tensors: Sequence[Tensor], dims: Sequence[tuple[int, int]]) -> tuple[Tensor, ...]:
     """As `functional.gather`. A tensor whose other dimensions do not fold into two is moved by torch instead."""
+    batch, num_kept = indices.shape
+    fits = batch <= _GRID and num_kept <= _GRID * _TOKENS
     results: list[Tensor] = []
-    moves: list[_Move] = []
-    for tensor, (batch, token) in zip(tensors, dims, strict=True):
-        result = torch.empty(
-            moved_shape(tensor, (batch, token), *indices.shape), dtype=tensor.dtype, device=tensor.device
-        )
-        move = _fold(tensor, result, batch if len(indices) != 1 else None, token) if result.numel() else None
-        if move is not None:
-            moves.append(move)
-        elif result.numel():
-            (result,) = reference.gather(indices, [tensor], [(batch, token)])
+    moves: dict[_Fold, list[_Move]] = {}
+    for tensor, dim in zip(tensors, dims, strict=True):
+        result = torch.empty(moved_shape(tensor, dim, batch, num_kept), dtype=tensor.dtype, device=tensor.device)
+        if result.numel():
+            source, target = _plain(tensor), _plain(result)
+            fold = _fold(source, target, dim[0] if batch != 1 else None, dim[1]) if fits else None
+            if fold is None:
+                (result,) = reference.gather(indices, [tensor], [dim])
+            else:
+                word = _WORDS[fold.kind.word]
+                moves.setdefault(fold, []).append((source.view(word), target.view(word)))
         results.append(result)
-    if moves:
-        _launch(indices, moves)
+    for launch in _launches(moves):
+        _launch(indices, launch)
     return tuple(results)
 
 
-def _launch(indices: Tensor, moves: Sequence[_Move]) -> None:
+def _launches(moves: dict[_Fold, list[_Move]]) -> Iterator[list[tuple[_Fold, list[_Move], int]]]:
+    """Per launch what it moves of each layout, and in how many slots.
+
+    The tensors of a stage differ from those of the next in the number of layers whose cache is compacted: these have one
+    layout, fill one of few numbers of slots, and if that is not enough, launches of their own that are all alike.
+    """
+    first: list[tuple[_Fold, list[_Move], int]] = []
+    for fold, alike in moves.items():
+        part = alike[: _SLOTS[-1]]
+        slots = next(slots for slots in _SLOTS if slots >= len(part))
+        if sum(taken for *_, taken in first) + slots > _LAUNCH_SLOTS:
+            yield first
+            first = []
+        first.append((fold, part, slots))
+        for start in range(_SLOTS[-1], len(alike), _SLOTS[-1]):
+            yield [(fold, alike[start : start + _SLOTS[-1]], _SLOTS[-1])]
+    if first:
+        yield first
+
+
+def _launch(indices: Tensor, moves: Sequence[tuple[_Fold, list[_Move], int]]) -> None:
     batch, num_kept = indices.shape
-    blocks, first_programs = [], [0]
-    for move in moves:
-        elements = min(power_of_two(move.inner), 512)
-        tokens = _PROGRAM_ELEMENTS // elements
-        blocks.append((tokens, elements, move.scale))
-        tiles = batch * (move.outer // move.scale) * ceil_div(num_kept, tokens) * ceil_div(move.inner, elements)
-        # A multiple of 16, see `_Move`; the last programs may have nothing to do.
-        first_programs.append(first_programs[-1] + ceil_div(tiles, 16) * 16)
-    _gather_kernel[(first_programs[-1],)](
+    kinds: dict[_Kind, tuple[list, list, list]] = {fold.kind: ([], [], []) for fold, *_ in moves}
+    rows = 0
+    for kind, (layouts, sources, targets) in kinds.items():
+        for fold, alike, slots in moves:
+            if fold.kind == kind:
+                end = rows + len(alike) * fold.rows * 16
+                layouts.append(_Layout(rows, end, fold.rows * 16, *fold[2:]))
+                rows = end
+                # Slots that are left over repeat a tensor; no row is theirs.
+                alike = alike + alike[:1] * (slots - len(alike))
+                sources.append(tuple(source for source, _ in alike))
+                targets.append(tuple(target for _, target in alike))
+    layouts, sources, targets = (tuple(map(tuple, column)) for column in zip(*kinds.values(), strict=True))
+    _gather_kernel[(rows // 16, ceil_div(num_kept, _TOKENS), batch)](
         indices,
-        tuple(move.source for move in moves),
-        tuple(move.target for move in moves),
-        tuple(first_programs),
-        tuple((move.outer, move.inner) for move in moves),
-        tuple(move.source_strides for move in moves),
-        tuple(move.target_strides for move in moves),
+        sources,
+        targets,
+        layouts,
         *indices.stride(),
-        batch,
         num_kept,
-        COUNT=len(moves),
-        BLOCKS=tuple(blocks),
+        KINDS=tuple(map(tuple, kinds)),
+        TOKENS=_TOKENS,
     )
 
 
-def _fold(source: Tensor, target: Tensor, batch: int | None, token: int) -> _Move | None:
-    """`source` and `target` as [batch, outer, token, inner] words; None if they don't fold so."""
-    source = source.resolve_conj().resolve_neg()
-    width = _word(source, batch, token)
-    if width > 8:  # complex128: two words each
-        source, target, width = torch.view_as_real(source), torch.view_as_real(target), 8
-    # What moves is bits, in words as wide as layout and alignment allow.
-    source, target = source.view(_WORDS[width]), target.view(_WORDS[width])
-    shape, strides, own = target.shape, source.stride(), target.stride()
+def _plain(tensor: Tensor) -> Tensor:
+    """`tensor` with its values in memory as they are, in elements of at most 8 bytes."""
+    tensor = tensor.resolve_conj().resolve_neg()
+    return torch.view_as_real(tensor) if tensor.element_size() > 8 else tensor
+
+
+def _fold(source: Tensor, target: Tensor, batch: int | None, token: int) -> _Fold | None:
+    """How `source` and the contiguous `target` fold; None if they don't."""
+    size = source.element_size()
+    aligned = math.gcd(16, source.data_ptr(), source.storage_offset() * size)
+    apart = batch is not None and source.shape[batch] > 1
+    return _fold_layout(tuple(target.shape), source.stride(), size, aligned, batch, token, apart)
+
+
+# The keys and values of all layers fold alike, and so do the next prompt's.
+@functools.lru_cache(maxsize=1024)
+def _fold_layout(
+    shape: tuple[int, ...], strides: tuple[int, ...], size: int, aligned: int, batch: int | None, token: int, apart: bool
+) -> _Fold | None:
+    """`_fold`, for a target of this shape and a source of these strides, `size` bytes an element and `aligned` to so many.
+
+    `apart` tells whether the rows of a batch have their own tokens in the source.
+    """
+    unit = _unit(shape, strides, size, aligned, batch, token)
+    # What moves is bits, in units as wide as layout and alignment allow.
+    shape = (*shape[:-1], shape[-1] * size // unit)
+    strides = (*(stride * size // unit for stride in strides[:-1]), strides[-1])
+    own = [math.prod(shape[dim + 1 :]) for dim in range(len(shape))]
     # A batch dimension may stand anywhere; dimensions fold within what it and the token leave side by side.
     folded = []
     for dims in (range(token - 1, -1, -1), range(len(shape) - 1, token, -1)):
-        size, stride, target_stride = 1, 1, 1
+        length, stride, target_stride = 1, 1, 1
         for dim in dims:
             if dim == batch or shape[dim] == 1:
                 continue
-            if size == 1:
+            if length == 1:
                 stride, target_stride = strides[dim], own[dim]
-            elif (strides[dim], own[dim]) != (stride * size, target_stride * size):
+            elif (strides[dim], own[dim]) != (stride * length, target_stride * length):
                 return None
-            size *= shape[dim]
-        folded.append((size, stride, target_stride))
-    (outer, outer_stride, outer_own), (inner, inner_stride, inner_own) = folded
-    batch_stride, batch_own = (0, 0) if batch is None else (strides[batch], own[batch])
-    if batch is not None and source.shape[batch] == 1:
-        batch_stride = 0
-    scale = 16 if inner == 1 else 1
-    return _Move(
-        source, target, outer * scale, inner, scale,
-        (batch_stride * scale, outer_stride * scale, strides[token] * scale, inner_stride),
-        (batch_own * scale, outer_own * scale, own[token] * scale, inner_own),
-    )  # fmt: skip
+            length *= shape[dim]
+        folded.append((length, stride, target_stride))
+    if folded[1][0] == 1:
+        folded.reverse()  # a mask's columns: what stands before the tokens is moved side by side
+    (outer, source_outer, target_outer), (inner, source_inner, target_inner) = folded
+    word = min(unit, 8)
+    block = min(power_of_two(inner * unit // word), _BLOCK)
+    part = block * word // unit
+    parts = ceil_div(inner, part)
+    if outer * parts > _TENSOR_ROWS:
+        return None
+    if outer == 1:  # a row is the next part
+        source_outer, target_outer = part * source_inner, part * target_inner
+    kind = _Kind(word, unit // word, block, (source_inner, target_inner) != (1, 1), outer > 1 and parts > 1)
+    source_batch, target_batch = (0, 0) if batch is None else (strides[batch] * apart, own[batch])
+    return _Fold(
+        kind,
+        outer * parts,
+        inner * 16,
+        (0 if outer > 1 and parts == 1 else part) * 16,
+        parts * 16,
+        _Strides(*(16 * s for s in (source_batch, source_outer, strides[token], source_inner))),
+        _Strides(*(16 * s for s in (target_batch, target_outer, own[token], target_inner))),
+    )
 
 
-def _word(source: Tensor, batch: int | None, token: int) -> int:
-    """Bytes of the widest word that the elements of a contiguous copy and of `source` fit whole."""
-    size, last, strides = source.element_size(), source.dim() - 1, source.stride()
-    if size >= 8 or last in (batch, token) or strides[last] != 1:
-        return size  # several elements make a word only along an innermost dimension that is whole in both
-    return math.gcd(8, source.shape[last] * size, source.storage_offset() * size, *[s * size for s in strides[:-1]])
+def _unit(
+    shape: tuple[int, ...], strides: tuple[int, ...], size: int, aligned: int, batch: int | None, token: int
+) -> int:
+    """Bytes of the widest unit, up to 16, that the elements of a contiguous copy and of the source fit whole."""
+    last = len(shape) - 1
+    if last in (batch, token) or strides[last] != 1:
+        return size  # several elements make a unit only along an innermost dimension that is whole in both
+    return math.gcd(16, shape[last] * size, aligned, *[stride * size for stride in strides[:-1]])
