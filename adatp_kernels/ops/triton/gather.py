@@ -19,9 +19,10 @@ from adatp_kernels.ops.triton.tiles import ceil_div, power_of_two
 # What one program moves: 16 kB of 8-byte words, of as many tokens for every tensor, so that none has to divide.
 _TOKENS, _BLOCK = 64, 32
 _WORDS = {8: torch.int64, 4: torch.int32, 2: torch.int16, 1: torch.int8}
-# How many tensors of one layout a kernel takes. Few sizes, since Triton compiles a kernel for each of them.
+# How many tensors of one layout a kernel takes. Few numbers, since Triton compiles a kernel for each of them.
 _SLOTS = (1, 4, 16, 64)
 _LAUNCH_SLOTS = 128  # of all layouts: their pointers fit the 4 kB to which some drivers limit a kernel's arguments
+_BRANCH = 16  # of how many slots a program looks at all
 _TENSOR_ROWS = 1 << 19  # 16 times the rows of a launch are an int32
 _GRID = 65535  # programs along the second and third dimension
 
@@ -30,13 +31,13 @@ _GRID = 65535  # programs along the second and third dimension
 @triton.jit(do_not_specialize=["stride_ib", "num_kept"])
 def _gather_kernel(
     indices, sources, targets, layouts, stride_ib, stride_ik, num_kept,
-    KINDS: tl.constexpr, TOKENS: tl.constexpr,
+    KINDS: tl.constexpr, TOKENS: tl.constexpr, BRANCH: tl.constexpr,
 ):  # fmt: skip
     """``target[b, o, k, :] = source[b, o, indices[b, k], :]`` for every tensor; grid (rows, blocks of tokens, batch).
 
     A row is BLOCK words of every token: a part of a hidden state, or what one head has. Each tensor owns a run of rows,
     and a program finds its own by comparisons. `layouts` holds for each of KINDS its layouts, `sources` and `targets`
-    for each of those its tensors. Every element is read and written once.
+    for each of those its tensors, of which BRANCH at a time are looked at. Every element is read and written once.
     """
     row = tl.program_id(0) * 16  # as all numbers of a layout
     b = tl.program_id(2).to(tl.int64)
@@ -49,6 +50,7 @@ def _gather_kernel(
             BLOCK: tl.constexpr = KINDS[kind][2]
             STRIDED: tl.constexpr = KINDS[kind][3]
             SPLIT: tl.constexpr = KINDS[kind][4]
+            OFFSET: tl.constexpr = tl.int64 if KINDS[kind][5] else tl.int32
             # The row's layout and tensor are the last ones that begin no later.
             layout = layouts[kind][0]
             first, inner, part, parts = layout.first, layout.inner, layout.part, layout.parts
@@ -59,55 +61,50 @@ def _gather_kernel(
                 layout = layouts[kind][i]
                 if i > 0:
                     here = row >= layout.first
-                    inner, part, parts = _choose3(
-                        here, (layout.inner, layout.part, layout.parts), (inner, part, parts)
-                    )
-                    source_b, source_r, source_t, source_i = _choose4(
+                    inner = tl.where(here, layout.inner, inner)
+                    part = tl.where(here, layout.part, part)
+                    parts = tl.where(here, layout.parts, parts)
+                    source_b, source_r, source_t, source_i = _choose(
                         here, layout.source, (source_b, source_r, source_t, source_i)
                     )
-                    target_b, target_r, target_t, target_i = _choose4(
+                    target_b, target_r, target_t, target_i = _choose(
                         here, layout.target, (target_b, target_r, target_t, target_i)
                     )
-                for j in tl.static_range(len(sources[kind][i])):
-                    if i + j > 0:
-                        begin = layout.first + j * layout.rows
-                        here = row >= begin
-                        first, source, target = _choose3(
-                            here, (begin, sources[kind][i][j], targets[kind][i][j]), (first, source, target)
-                        )
+                for slot in tl.static_range(0, len(sources[kind][i]), BRANCH):
+                    begin = layout.first + slot * layout.rows
+                    if (row >= begin) & (row < begin + BRANCH * layout.rows):
+                        first, source, target = begin, sources[kind][i][slot], targets[kind][i][slot]
+                        for j in tl.static_range(slot + 1, min(slot + BRANCH, len(sources[kind][i]))):
+                            begin += layout.rows
+                            first = tl.where(row >= begin, begin, first)
+                            source = tl.where(row >= begin, sources[kind][i][j], source)
+                            target = tl.where(row >= begin, targets[kind][i][j], target)
             r = (row - first) >> 4
             if SPLIT:
                 p, r = r % (parts >> 4), r // (parts >> 4)
+                source += p.to(tl.int64) * (source_i >> 4) * BLOCK
+                target += p.to(tl.int64) * (target_i >> 4) * BLOCK
             else:
                 p = r
-            o_c = tl.arange(0, BLOCK)  # [BC] words
-            mask = m_k[:, None] & (o_c < ((inner - p * part) >> 4) * UNIT)[None, :]
             source += (b * (source_b >> 4) + r.to(tl.int64) * (source_r >> 4)) * UNIT
             target += (b * (target_b >> 4) + r.to(tl.int64) * (target_r >> 4)) * UNIT
-            if SPLIT:
-                source += p.to(tl.int64) * (BLOCK // UNIT) * (source_i >> 4) * UNIT
-                target += p.to(tl.int64) * (BLOCK // UNIT) * (target_i >> 4) * UNIT
+            o_c = tl.arange(0, BLOCK)  # [BC] words
+            mask = m_k[:, None] & (o_c < ((inner - p * part) >> 4) * UNIT)[None, :]  # [BK, BC]
+            o_s = token.to(OFFSET)[:, None] * ((source_t >> 4) * UNIT).to(OFFSET)  # [BK, 1]
+            o_t = o_k.to(OFFSET)[:, None] * ((target_t >> 4) * UNIT).to(OFFSET)  # [BK, 1]
             if STRIDED:
-                o_s = (o_c // UNIT).to(tl.int64) * (source_i >> 4) * UNIT + o_c % UNIT
-                o_t = (o_c // UNIT).to(tl.int64) * (target_i >> 4) * UNIT + o_c % UNIT
+                unit, word = (o_c // UNIT).to(OFFSET), o_c % UNIT  # [BC]
+                o_s += (unit * ((source_i >> 4) * UNIT).to(OFFSET) + word)[None, :]  # [BK, BC]
+                o_t += (unit * ((target_i >> 4) * UNIT).to(OFFSET) + word)[None, :]  # [BK, BC]
             else:
-                o_s, o_t = o_c, o_c
-            o_s = token.to(tl.int64)[:, None] * ((source_t >> 4) * UNIT) + o_s[None, :]
-            o_t = o_k.to(tl.int64)[:, None] * ((target_t >> 4) * UNIT) + o_t[None, :]
+                o_s += o_c[None, :]  # [BK, BC]
+                o_t += o_c[None, :]  # [BK, BC]
             tl.store(target + o_t, tl.load(source + o_s, mask=mask, other=0), mask=mask)
 
 
 @triton.jit
-def _choose3(condition, new, old):
-    return (
-        tl.where(condition, new[0], old[0]),
-        tl.where(condition, new[1], old[1]),
-        tl.where(condition, new[2], old[2]),
-    )
-
-
-@triton.jit
-def _choose4(condition, new, old):
+def _choose(condition, new, old):
+    """Four numbers: `new` where `condition` holds, else `old`."""
     return (
         tl.where(condition, new[0], old[0]),
         tl.where(condition, new[1], old[1]),
@@ -120,10 +117,11 @@ class _Kind(NamedTuple):
     """What a tensor is to the compiler; a kernel has code for each kind."""
 
     word: int  # bytes of an element
-    unit: int  # words that lie side by side and aligned in source and target: 2 are moved as 16 bytes
+    unit: int  # words that lie side by side and aligned in source and target; two are moved as 16 bytes
     block: int  # words of a row
     strided: bool  # inner units lie apart in source or target
-    split: bool  # there are several outer indices, and the inner units of each make several rows
+    split: bool  # there are several outer indices, and each has several rows
+    far: bool  # offsets within a row are beyond 32 bits
 
 
 class _Strides(NamedTuple):
@@ -133,27 +131,27 @@ class _Strides(NamedTuple):
     inner: int
 
 
-class _Layout(NamedTuple):
-    """What the kernel computes addresses from: numbers of units, 16-fold.
+class _Fold(NamedTuple):
+    """A tensor as [batch, outer, token, inner] units, of which outer and inner make rows; numbers are 16-fold.
 
     Triton compiles anew for every pattern of a tuple's integers that are divisible by 16 or equal to 1, whatever it is
     told; as they come, there is one pattern for all stages.
     """
 
-    first: int  # row of the first tensor
-    end: int  # row after the last tensor
-    rows: int  # of each tensor
-    inner: int  # units of a token of one outer index
-    part: int  # of these, how many a row is further on than the one before
-    parts: int  # rows of a token and outer index
+    kind: _Kind
+    rows: int
+    inner: int
+    part: int  # how many of the inner units a row is further on than the one before
+    parts: int  # rows of each outer index
     source: _Strides
     target: _Strides
 
 
-class _Fold(NamedTuple):
-    """A tensor as [batch, outer, token, inner] units, of which outer and inner make rows."""
+class _Layout(NamedTuple):
+    """What the kernel knows of a run of tensors that fold alike: a `_Fold`, and which rows are theirs, 16-fold, too."""
 
-    kind: _Kind
+    first: int
+    end: int
     rows: int
     inner: int
     part: int
@@ -163,6 +161,14 @@ class _Fold(NamedTuple):
 
 
 _Move = tuple[Tensor, Tensor]  # source and target, viewed as words
+
+
+class _Run(NamedTuple):
+    """Tensors that fold alike, and in how many slots of a launch they go."""
+
+    fold: _Fold
+    moves: list[_Move]
+    slots: int
 
 
 def gather(indices: Tensor, tensors: Sequence[Tensor], dims: Sequence[tuple[int, int]]) -> tuple[Tensor, ...]:
@@ -182,55 +188,57 @@ def gather(indices: Tensor, tensors: Sequence[Tensor], dims: Sequence[tuple[int,
                 word = _WORDS[fold.kind.word]
                 moves.setdefault(fold, []).append((source.view(word), target.view(word)))
         results.append(result)
-    for launch in _launches(moves):
-        _launch(indices, launch)
+    for runs in _launches(moves):
+        _launch(indices, runs)
     return tuple(results)
 
 
-def _launches(moves: dict[_Fold, list[_Move]]) -> Iterator[list[tuple[_Fold, list[_Move], int]]]:
-    """Per launch what it moves of each layout, and in how many slots.
+def _launches(moves: dict[_Fold, list[_Move]]) -> Iterator[list[_Run]]:
+    """What each launch moves.
 
-    The tensors of a stage differ from those of the next in the number of layers whose cache is compacted: these have one
-    layout, fill one of few numbers of slots, and if that is not enough, launches of their own that are all alike.
+    From one stage to the next there are more layers whose cache is compacted. They fold alike, and fill one of a few
+    numbers of slots; what goes beyond the greatest has launches of its own, which are all the same to the compiler.
     """
-    first: list[tuple[_Fold, list[_Move], int]] = []
+    most = _SLOTS[-1]
+    together: list[_Run] = []
     for fold, alike in moves.items():
-        part = alike[: _SLOTS[-1]]
-        slots = next(slots for slots in _SLOTS if slots >= len(part))
-        if sum(taken for *_, taken in first) + slots > _LAUNCH_SLOTS:
-            yield first
-            first = []
-        first.append((fold, part, slots))
-        for start in range(_SLOTS[-1], len(alike), _SLOTS[-1]):
-            yield [(fold, alike[start : start + _SLOTS[-1]], _SLOTS[-1])]
-    if first:
-        yield first
+        slots = next((slots for slots in _SLOTS if slots >= len(alike)), most)
+        if sum(run.slots for run in together) + slots > _LAUNCH_SLOTS:
+            yield together
+            together = []
+        together.append(_Run(fold, alike[:most], slots))
+        for start in range(most, len(alike), most):
+            yield [_Run(fold, alike[start : start + most], most)]
+    if together:
+        yield together
 
 
-def _launch(indices: Tensor, moves: Sequence[tuple[_Fold, list[_Move], int]]) -> None:
+def _launch(indices: Tensor, runs: Sequence[_Run]) -> None:
     batch, num_kept = indices.shape
-    kinds: dict[_Kind, tuple[list, list, list]] = {fold.kind: ([], [], []) for fold, *_ in moves}
+    kinds = list(dict.fromkeys(run.fold.kind for run in runs))
+    layouts: list[list[_Layout]] = [[] for _ in kinds]
+    sources: list[list[tuple[Tensor, ...]]] = [[] for _ in kinds]
+    targets: list[list[tuple[Tensor, ...]]] = [[] for _ in kinds]
     rows = 0
-    for kind, (layouts, sources, targets) in kinds.items():
-        for fold, alike, slots in moves:
-            if fold.kind == kind:
-                end = rows + len(alike) * fold.rows * 16
-                layouts.append(_Layout(rows, end, fold.rows * 16, *fold[2:]))
-                rows = end
-                # Slots that are left over repeat a tensor; no row is theirs.
-                alike = alike + alike[:1] * (slots - len(alike))
-                sources.append(tuple(source for source, _ in alike))
-                targets.append(tuple(target for _, target in alike))
-    layouts, sources, targets = (tuple(map(tuple, column)) for column in zip(*kinds.values(), strict=True))
+    for fold, moves, slots in sorted(runs, key=lambda run: kinds.index(run.fold.kind)):
+        kind = kinds.index(fold.kind)
+        end = rows + len(moves) * fold.rows
+        layouts[kind].append(_Layout(rows, end, *fold[1:]))
+        rows = end
+        # What fills the slots that are left has no rows.
+        padded = moves + moves[:1] * (slots - len(moves))
+        sources[kind].append(tuple(source for source, _ in padded))
+        targets[kind].append(tuple(target for _, target in padded))
     _gather_kernel[(rows // 16, ceil_div(num_kept, _TOKENS), batch)](
         indices,
-        sources,
-        targets,
-        layouts,
+        tuple(map(tuple, sources)),
+        tuple(map(tuple, targets)),
+        tuple(map(tuple, layouts)),
         *indices.stride(),
         num_kept,
         KINDS=tuple(map(tuple, kinds)),
         TOKENS=_TOKENS,
+        BRANCH=_BRANCH,
     )
 
 
@@ -244,21 +252,24 @@ def _fold(source: Tensor, target: Tensor, batch: int | None, token: int) -> _Fol
     """How `source` and the contiguous `target` fold; None if they don't."""
     size = source.element_size()
     aligned = math.gcd(16, source.data_ptr(), source.storage_offset() * size)
-    apart = batch is not None and source.shape[batch] > 1
-    return _fold_layout(tuple(target.shape), source.stride(), size, aligned, batch, token, apart)
+    return _fold_layout(tuple(source.shape), source.stride(), size, aligned, tuple(target.shape), batch, token)
 
 
 # The keys and values of all layers fold alike, and so do the next prompt's.
 @functools.lru_cache(maxsize=1024)
 def _fold_layout(
-    shape: tuple[int, ...], strides: tuple[int, ...], size: int, aligned: int, batch: int | None, token: int, apart: bool
+    given: tuple[int, ...],
+    strides: tuple[int, ...],
+    size: int,
+    aligned: int,
+    shape: tuple[int, ...],
+    batch: int | None,
+    token: int,
 ) -> _Fold | None:
-    """`_fold`, for a target of this shape and a source of these strides, `size` bytes an element and `aligned` to so many.
-
-    `apart` tells whether the rows of a batch have their own tokens in the source.
-    """
-    unit = _unit(shape, strides, size, aligned, batch, token)
+    """How a source of shape `given`, `size` bytes an element and `aligned` to so many, folds into one of `shape`."""
     # What moves is bits, in units as wide as layout and alignment allow.
+    unit = _unit(strides, size, aligned, shape, batch, token)
+    word = min(unit, 8)
     shape = (*shape[:-1], shape[-1] * size // unit)
     strides = (*(stride * size // unit for stride in strides[:-1]), strides[-1])
     own = [math.prod(shape[dim + 1 :]) for dim in range(len(shape))]
@@ -276,31 +287,40 @@ def _fold_layout(
             length *= shape[dim]
         folded.append((length, stride, target_stride))
     if folded[1][0] == 1:
-        folded.reverse()  # a mask's columns: what stands before the tokens is moved side by side
-    (outer, source_outer, target_outer), (inner, source_inner, target_inner) = folded
-    word = min(unit, 8)
+        folded.reverse()  # of a mask's columns, it is what stands before the token that makes the rows wide
+    (outer, *apart), (inner, *between) = folded
     block = min(power_of_two(inner * unit // word), _BLOCK)
     part = block * word // unit
     parts = ceil_div(inner, part)
-    if outer * parts > _TENSOR_ROWS:
+    if outer * parts > _TENSOR_ROWS or given[token] >= 1 << 31:
         return None
-    if outer == 1:  # a row is the next part
-        source_outer, target_outer = part * source_inner, part * target_inner
-    kind = _Kind(word, unit // word, block, (source_inner, target_inner) != (1, 1), outer > 1 and parts > 1)
-    source_batch, target_batch = (0, 0) if batch is None else (strides[batch] * apart, own[batch])
+    if outer == 1:  # the next row is the next part
+        apart = [part * stride for stride in between]
+    along = [0, 0] if batch is None else [strides[batch] if given[batch] > 1 else 0, own[batch]]
+    reach = [
+        (tokens * stride + part * inner_stride) * unit // word
+        for tokens, stride, inner_stride in zip(
+            (given[token], shape[token]), (strides[token], own[token]), between, strict=True
+        )
+    ]
+    source, target = (
+        _Strides(*(16 * stride for stride in numbers))
+        for numbers in zip(along, apart, (strides[token], own[token]), between, strict=True)
+    )
+    split = outer > 1 and parts > 1
     return _Fold(
-        kind,
-        outer * parts,
-        inner * 16,
-        (0 if outer > 1 and parts == 1 else part) * 16,
-        parts * 16,
-        _Strides(*(16 * s for s in (source_batch, source_outer, strides[token], source_inner))),
-        _Strides(*(16 * s for s in (target_batch, target_outer, own[token], target_inner))),
+        _Kind(word, unit // word, block, between != [1, 1], split, max(reach) >= 1 << 31),
+        16 * outer * parts,
+        16 * inner,
+        16 * part if outer == 1 or split else 0,
+        16 * parts,
+        source,
+        target,
     )
 
 
 def _unit(
-    shape: tuple[int, ...], strides: tuple[int, ...], size: int, aligned: int, batch: int | None, token: int
+    strides: tuple[int, ...], size: int, aligned: int, shape: tuple[int, ...], batch: int | None, token: int
 ) -> int:
     """Bytes of the widest unit, up to 16, that the elements of a contiguous copy and of the source fit whole."""
     last = len(shape) - 1
