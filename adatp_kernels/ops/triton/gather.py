@@ -14,6 +14,7 @@ from torch import Tensor
 
 from adatp_kernels.ops import reference
 from adatp_kernels.ops.arguments import moved_shape
+from adatp_kernels.ops.triton.overlap import begin, overlapping
 from adatp_kernels.ops.triton.tiles import ceil_div, power_of_two
 
 # What one program moves: 16 kB of 8-byte words, of as many tokens for every tensor, so that none has to divide.
@@ -31,7 +32,7 @@ _GRID = 65535  # programs along the second and third dimension
 @triton.jit(do_not_specialize=["stride_ib", "num_kept"])
 def _gather_kernel(
     indices, sources, targets, layouts, stride_ib, stride_ik, num_kept,
-    KINDS: tl.constexpr, TOKENS: tl.constexpr, BRANCH: tl.constexpr,
+    KINDS: tl.constexpr, TOKENS: tl.constexpr, BRANCH: tl.constexpr, FOLLOWS: tl.constexpr, SIGNALS: tl.constexpr,
 ):  # fmt: skip
     """``target[b, o, k, :] = source[b, o, indices[b, k], :]`` for every tensor; grid (rows, blocks of tokens, batch).
 
@@ -39,6 +40,7 @@ def _gather_kernel(
     and a program finds its own by comparisons. `layouts` holds for each of KINDS its layouts, `sources` and `targets`
     for each of those its tensors, of which BRANCH at a time are looked at. Every element is read and written once.
     """
+    begin(FOLLOWS, SIGNALS)
     row = tl.program_id(0) * 16  # as all numbers of a layout
     b = tl.program_id(2).to(tl.int64)
     o_k = tl.program_id(1) * TOKENS + tl.arange(0, TOKENS)  # [BK]
@@ -71,14 +73,14 @@ def _gather_kernel(
                         here, layout.target, (target_b, target_r, target_t, target_i)
                     )
                 for slot in tl.static_range(0, len(sources[kind][i]), BRANCH):
-                    begin = layout.first + slot * layout.rows
-                    if (row >= begin) & (row < begin + BRANCH * layout.rows):
-                        first, source, target = begin, sources[kind][i][slot], targets[kind][i][slot]
+                    start = layout.first + slot * layout.rows
+                    if (row >= start) & (row < start + BRANCH * layout.rows):
+                        first, source, target = start, sources[kind][i][slot], targets[kind][i][slot]
                         for j in tl.static_range(slot + 1, min(slot + BRANCH, len(sources[kind][i]))):
-                            begin += layout.rows
-                            first = tl.where(row >= begin, begin, first)
-                            source = tl.where(row >= begin, sources[kind][i][j], source)
-                            target = tl.where(row >= begin, targets[kind][i][j], target)
+                            start += layout.rows
+                            first = tl.where(row >= start, start, first)
+                            source = tl.where(row >= start, sources[kind][i][j], source)
+                            target = tl.where(row >= start, targets[kind][i][j], target)
             r = (row - first) >> 4
             if SPLIT:
                 p, r = r % (parts >> 4), r // (parts >> 4)
@@ -171,8 +173,13 @@ class _Run(NamedTuple):
     slots: int
 
 
-def gather(indices: Tensor, tensors: Sequence[Tensor], dims: Sequence[tuple[int, int]]) -> tuple[Tensor, ...]:
-    """As `functional.gather`. A tensor whose other dimensions do not fold into two is moved by torch instead."""
+def gather(
+    indices: Tensor, tensors: Sequence[Tensor], dims: Sequence[tuple[int, int]], *, follows: bool = False
+) -> tuple[Tensor, ...]:
+    """As `functional.gather`. A tensor whose other dimensions do not fold into two is moved by torch instead.
+
+    `follows` is said where another of our kernels was launched last; see `overlap.py`.
+    """
     batch, num_kept = indices.shape
     fits = batch <= _GRID and num_kept <= _GRID * _TOKENS
     results: list[Tensor] = []
@@ -189,7 +196,7 @@ def gather(indices: Tensor, tensors: Sequence[Tensor], dims: Sequence[tuple[int,
                 moves.setdefault(fold, []).append((source.view(word), target.view(word)))
         results.append(result)
     for runs in _launches(moves):
-        _launch(indices, runs)
+        _launch(indices, runs, follows)
     return tuple(results)
 
 
@@ -213,7 +220,7 @@ def _launches(moves: dict[_Fold, list[_Move]]) -> Iterator[list[_Run]]:
         yield together
 
 
-def _launch(indices: Tensor, runs: Sequence[_Run]) -> None:
+def _launch(indices: Tensor, runs: Sequence[_Run], follows: bool) -> None:
     batch, num_kept = indices.shape
     kinds = list(dict.fromkeys(run.fold.kind for run in runs))
     layouts: list[list[_Layout]] = [[] for _ in kinds]
@@ -239,6 +246,7 @@ def _launch(indices: Tensor, runs: Sequence[_Run]) -> None:
         KINDS=tuple(map(tuple, kinds)),
         TOKENS=_TOKENS,
         BRANCH=_BRANCH,
+        **overlapping(indices.device, follows=follows),
     )
 
 

@@ -38,6 +38,6 @@ def prune(
     first, length = scoring.key_range[0] - sequence_start, scoring.key.shape[2] - sequence_start
     indices = selecting.run(source, first, length, follows=scores is None)
     on_phase("select")
-    moved = gather(indices, tensors, dims)
+    moved = gather(indices, tensors, dims, follows=True)
     on_phase("compact")
     return indices, moved
