@@ -19,7 +19,7 @@ from typing import Any
 from suite import rows
 from suite.outcomes import FIRST, REPEAT
 
-TESTS = Path(__file__).resolve().parent.parent.parent / "tests"
+ROOT = Path(__file__).resolve().parent.parent.parent
 WORKERS = 12
 
 # Of a test file's name a part, and the operations on Triton that it tests; the first part that is there counts.
@@ -35,7 +35,7 @@ TESTED = {
 ALL = set().union(*TESTED.values())
 
 
-def tested(file: str) -> set[tuple[str, str]]:
+def subjects(file: str) -> set[tuple[str, str]]:
     """Backend and operation of everything that a test file is about: all of its backend's, if its name does not tell."""
     if "native" in file:
         return {("native", operation) for operation in ("column_sums", "select", "stage")}
@@ -51,15 +51,15 @@ def cancelled(found: Iterable[dict[str, Any]]) -> dict[tuple[str, str], str]:
         what: f"{row['test']} fails"
         for row in found
         if row["status"] == "failed" and row["test"] not in recovered
-        for what in tested(row["file"])
+        for what in subjects(row["file"])
     }
 
 
 def files(dry: bool) -> list[str]:
-    """All tests of kernels that can run on a GPU, relative to ``tests/``; in a dry run without the slowest."""
-    paths = [*TESTS.glob("triton_kernels/test_*.py"), *TESTS.glob("ops/native/test_cuda*.py")]
+    """All tests of kernels that can run on a GPU, as pytest names them; in a dry run without the slowest."""
+    paths = [*ROOT.glob("tests/triton_kernels/test_*.py"), *ROOT.glob("tests/ops/native/test_cuda*.py")]
     slow = ("acceleration", "varlen", "edges") if dry else ()
-    return sorted(str(path.relative_to(TESTS)) for path in paths if not any(part in path.name for part in slow))
+    return sorted(str(path.relative_to(ROOT)) for path in paths if not any(part in path.name for part in slow))
 
 
 def main(dry: bool) -> int:
@@ -93,7 +93,7 @@ def _all(arguments: list[list[str]], environment: dict[str, str], workers: int) 
 def _pytest(arguments: list[str], environment: dict[str, str]) -> int:
     options = ["-q", "-p", "suite.outcomes", "-p", "no:cacheprovider", "-p", "no:benchmark"]
     command = [sys.executable, "-m", "pytest", *options, *arguments]
-    return subprocess.run(command, cwd=TESTS, env=environment).returncode
+    return subprocess.run(command, cwd=ROOT, env=environment).returncode
 
 
 if __name__ == "__main__":
