@@ -2,7 +2,7 @@
 
 **Warm** calls see the same inputs again and again. **Cold** calls go through so many sets of inputs that more than any cache
 holds is read before one comes round again. That is how it is done for small operations, too, whose inputs are some 100 kB:
-a selection takes over a thousand sets, which one graph holds well. The other way, a write in between that flushes the cache,
+a selection takes some thousand sets, which one graph holds well. The other way, a write in between that flushes the cache,
 would be wrong here: within a graph it could only be taken off afterwards, as the difference of two times of which the write's
 is ten times the operation's; and it leaves the cache full of lines that have yet to be written back, for which the operation
 would pay. **Eager** calls are launched one by one from Python, which is what a caller pays who has no graph.
@@ -25,7 +25,7 @@ from torch import Tensor
 MODES = ("graph warm", "graph cold", "eager")
 # Read between two uses of the same input on a GPU, but at least so many times its L2 if that is larger; an H200 has 60 MB.
 COLD_BYTES, COLD_CACHES = 160 << 20, 3
-ROUND_SECONDS = 0.02  # a round lasts so long at least: far above what an event resolves
+ROUND_SECONDS = 0.005  # a round lasts so long at least: far above what an event resolves
 FEWEST_CALLS, MOST_CALLS = 20, 2000
 
 

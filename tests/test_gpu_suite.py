@@ -159,6 +159,14 @@ def test_no_row_is_timed_whose_result_was_not_verified(results):
     }  # fmt: skip
 
 
+def test_memory_that_nobody_wrote_is_no_result(monkeypatch):
+    """Not even where what was there before happens to be right."""
+    lucky = case(torch=lambda x: torch.empty(8))
+    monkeypatch.setattr(torch, "empty", lambda *shape: 2 * lucky.make(1234)[0])
+    with pytest.raises(AssertionError):
+        lucky.verify("torch")
+
+
 def failure(test, **more):
     return {"test": f"{test}::test_a", "file": test, "status": "failed", **more}
 
@@ -266,3 +274,23 @@ def test_the_results_name_device_commit_versions_and_time_over_floor(tmp_path, r
     assert ours["over floor"] == pytest.approx(ours["median"] / 1e-6)
     assert ours["speed-up"] == pytest.approx(theirs["median"] / ours["median"])
     assert {path.name for path in tmp_path.iterdir()} == {"rows.jsonl", "some-gpu.json"}
+
+
+def test_a_variant_that_never_ends_makes_way_for_the_next(results, tmp_path):
+    code = """
+import time, torch
+from cases.case import Case, Variant
+from suite import rows, timed
+timed.Watchdog.SECONDS = 0.5
+timed.LAUNCH = [timed.LAUNCH[0], __file__]
+variants = {"stuck": Variant(lambda x: time.sleep(60), "triton"), "torch": Variant(lambda x: 2 * x)}
+case = Case("select", {"N": 8}, lambda seed: (torch.ones(8),), variants, lambda name, result, inputs: None, 64, 8)
+timed.time_cases([case], ["eager"], True, rows.read())
+"""
+    (tmp_path / "stuck.py").write_text(code)
+    environment = {**os.environ, "PYTHONPATH": f"{BENCHES}{os.pathsep}{BENCHES.parent}"}
+    subprocess.run([sys.executable, str(tmp_path / "stuck.py")], env=environment, check=True, timeout=60)
+    stuck, other = results()
+    assert (stuck["variant"], stuck["status"], stuck["why"]) == ("stuck", "failed", "not ready after 0 s")
+    assert other["variant"] == "torch"
+    assert "median" in other

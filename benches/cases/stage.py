@@ -43,16 +43,25 @@ def stage(scale: Scale, visual: int, text: int, batch: int = 1) -> Case:
     def make(seed: int) -> tuple:
         query, key = attention_inputs(scale, visual, text, batch, seed, text)
         lse = ops.row_lse(query, key, query_start=start, backend="reference")
-        return query, key, lse, travelling(scale, length, batch, seed)
+        return (
+            query,
+            key,
+            lse,
+            travelling(scale, length, batch, seed),
+            (ids.clone(), positions.clone(), budgets.clone()),
+        )
 
-    def ours(query: Tensor, key: Tensor, lse: Tensor | None, tensors: list[Tensor], backend: str) -> Any:
+    def ours(
+        query: Tensor, key: Tensor, lse: Tensor | None, tensors: list[Tensor], known: tuple[Tensor, ...], backend: str
+    ) -> Any:
+        segment_ids, position_ids, limits = known
         return ops.prune(
-            query, key, tensors, chosen, dims=DIMS, segments=ids, positions=positions, query_start=start,
-            key_range=(columns.start, columns.stop), lse=lse, budgets=budgets, num_selected=chosen.total,
+            query, key, tensors, chosen, dims=DIMS, segments=segment_ids, positions=position_ids, query_start=start,
+            key_range=(columns.start, columns.stop), lse=lse, budgets=limits, num_selected=chosen.total,
             num_positions=scale.cells, backend=backend,
         )  # fmt: skip
 
-    def plain(query: Tensor, key: Tensor, lse: Tensor, tensors: list[Tensor], given: bool) -> Any:
+    def plain(query: Tensor, key: Tensor, lse: Tensor, tensors: list[Tensor], _: Any, given: bool) -> Any:
         if given:
             scores = baselines.grouped_rows_given_lse(query, key, lse, text, columns)
         else:
@@ -70,8 +79,10 @@ def stage(scale: Scale, visual: int, text: int, batch: int = 1) -> Case:
     bytes_moved, flop = score_floor(scale, visual, text, batch)
     variants: dict[str, Variant] = {}
     for name, backend in scale.backends.items():
-        variants[f"adatp, LSE given{name}"] = Variant(lambda q, k, lse, t, b=backend: ours(q, k, lse, t, b), backend)
-        variants[f"adatp{name}"] = Variant(lambda q, k, lse, t, b=backend: ours(q, k, None, t, b), backend)
+        variants[f"adatp, LSE given{name}"] = Variant(
+            lambda q, k, lse, *rest, b=backend: ours(q, k, lse, *rest, b), backend
+        )
+        variants[f"adatp{name}"] = Variant(lambda q, k, lse, *rest, b=backend: ours(q, k, None, *rest, b), backend)
     variants["plain torch"] = Variant(lambda *inputs: plain(*inputs, given=False))
     variants["plain torch, LSE given"] = Variant(lambda *inputs: plain(*inputs, given=True))
     shape = {"N": visual, "T": text, "batch": batch}

@@ -1,13 +1,14 @@
 """Times operations and stages, case by case: the target shape, other shapes, a batch. No row without a verified result.
 
-A variant that breaks the GPU's context leaves every later call failing. So the process is then replaced by a new one, which
-goes on behind the last row.
+A variant that breaks the GPU's context leaves every later call failing, and one that never ends keeps all others waiting. So
+the process is then replaced by a new one, which goes on behind the last row.
 """
 
 from __future__ import annotations
 
 import os
 import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,7 +22,7 @@ from adatp_kernels import backend_report
 from suite import rows
 from suite.tests import cancelled
 
-LAUNCHES = [sys.executable, "-m", "suite.timed"]
+LAUNCH = [sys.executable, "-m", "suite.timed"]
 
 
 @dataclass(frozen=True)
@@ -114,6 +115,13 @@ def time_cases(cases: Iterable[Case], modes: Sequence[str], quick: bool, found: 
 def _time(
     case: Case, name: str, modes: Sequence[str], quick: bool, row: dict[str, Any], limits: Any, known: set[tuple]
 ) -> bool:
+    with Watchdog(row):
+        return _verify_and_time(case, name, modes, quick, row, limits, known)
+
+
+def _verify_and_time(
+    case: Case, name: str, modes: Sequence[str], quick: bool, row: dict[str, Any], limits: Any, known: set[tuple]
+) -> bool:
     try:
         case.verify(name)
     except Exception as error:
@@ -138,6 +146,32 @@ def _time(
             timed = None
         rows.add(own | measure.figures(times, case.bytes, case.flop, limits))
     return good
+
+
+class Watchdog:
+    """Gives a variant so many seconds, compilation included; then there is a row, and a new process goes on with the next."""
+
+    SECONDS = 60.0
+
+    def __init__(self, row: dict[str, Any]) -> None:
+        self.timer = threading.Timer(self.SECONDS, self.bite, [row])
+        self.timer.daemon = True
+
+    def bite(self, row: dict[str, Any]) -> None:
+        rows.add({**row, "status": "failed", "why": f"not ready after {self.SECONDS:.0f} s"})
+        start_again()
+
+    def __enter__(self) -> None:
+        self.timer.start()
+
+    def __exit__(self, *_: object) -> None:
+        self.timer.cancel()
+
+
+def start_again() -> None:
+    """Replace this process by one that is started the same way."""
+    sys.stdout.flush()
+    os.execv(sys.executable, [*LAUNCH, *sys.argv[1:]])
 
 
 class BrokenContextError(RuntimeError):
@@ -173,8 +207,8 @@ def main(step: str, dry: bool) -> int:
     try:
         good = time_cases(STEPS[step](scale, sizes), measure.MODES, dry, own)
     except BrokenContextError:
-        os.execv(sys.executable, [*LAUNCHES, *sys.argv[1:]])
-    return 0 if good else 1
+        start_again()
+    return 0 if good and not any(row.get("status") in ("wrong", "failed") for row in own if "suite" in row) else 1
 
 
 def _dry_scale(step: str) -> Scale:
