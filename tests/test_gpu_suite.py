@@ -294,3 +294,20 @@ timed.time_cases([case], ["eager"], True, rows.read())
     assert (stuck["variant"], stuck["status"], stuck["why"]) == ("stuck", "failed", "not ready after 0 s")
     assert other["variant"] == "torch"
     assert "median" in other
+
+
+def test_without_hypothesis_its_tests_are_skipped_and_the_others_run():
+    root, stand_in = BENCHES.parent, BENCHES / "suite" / "without_hypothesis"
+    path = os.pathsep.join(map(str, [stand_in, root]))
+    environment = {**os.environ, "PYTHONPATH": path, "TRITON_INTERPRET": "1"}
+    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:hypothesispytest"]
+    chosen = [
+        "tests/triton_kernels/test_select.py",
+        "tests/ops/native/test_cuda.py",
+        "-k",
+        "reference or the_report_says",
+    ]
+    done = subprocess.run([*command, *chosen], cwd=root, env=environment, capture_output=True, text=True, timeout=100)
+    assert done.returncode == 0, done.stdout[-2000:]
+    assert "hypothesis is not installed" in done.stdout
+    assert " passed" in done.stdout

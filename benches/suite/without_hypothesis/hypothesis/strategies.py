@@ -17,5 +17,8 @@ class _Strategy:
     def __getattr__(self, name: str) -> Any:
         return lambda *arguments, **options: self
 
+    def __call__(self, *arguments: Any, **options: Any) -> Any:
+        return self
+
     def __or__(self, other: Any) -> Any:
         return self
