@@ -1,6 +1,15 @@
-"""What a user would otherwise do, written plainly; every suite checks it equal before it is timed."""
+"""What a user would otherwise do, written plainly, and what a rival would; each is checked equal before it is timed.
+
+Two of the rivals are packages that need not be here: `flash-colreduce <https://pypi.org/project/flash-colreduce>`_ (column
+sums of attention in Triton) and `FlashInfer <https://pypi.org/project/flashinfer-python>`_ (its deterministic top-k). A function
+of theirs is None, and `absent` says why, where they are not installed.
+"""
 
 from __future__ import annotations
+
+import importlib
+import inspect
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -33,6 +42,39 @@ def text_rows(query: Tensor, key: Tensor, rows: int, columns: slice, scoring: in
     return probability[:, :, -(scoring or rows) :, columns].mean((1, 2))
 
 
+def grouped_rows(query: Tensor, key: Tensor, rows: int, columns: slice) -> Tensor:
+    """`text_rows` as someone writes it who minds the time: no key is copied, and only the text's own columns are masked.
+
+    The query heads that share a key head lie one below the other in one product.
+    """
+    scores = _grouped_scores(query, key, rows)
+    scores[..., -rows:].masked_fill_(_future(rows, key), float("-inf"))
+    wide = torch.promote_types(scores.dtype, torch.float32)
+    return scores.softmax(-1, dtype=wide)[..., columns].mean((1, 2, 3))
+
+
+def grouped_rows_given_lse(query: Tensor, key: Tensor, lse: Tensor, rows: int, columns: slice) -> Tensor:
+    """`grouped_rows` for someone who has the rows' log-sum-exp [B, Hq, T], too: no softmax over all keys, no mask.
+
+    The columns must come before the rows' own.
+    """
+    scores = _grouped_scores(query, key[:, :, columns], rows)
+    wide = scores.to(torch.promote_types(scores.dtype, torch.float32))
+    return (wide - lse.unflatten(1, (key.shape[1], -1))[..., None]).exp_().mean((1, 2, 3))
+
+
+def _grouped_scores(query: Tensor, key: Tensor, rows: int) -> Tensor:
+    """[B, Hkv, G, T, N]."""
+    batch, heads, _, dim = query.shape
+    group = heads // key.shape[1]
+    packed = query[:, :, -rows:].reshape(batch, key.shape[1], group * rows, dim) * dim**-0.5
+    return (packed @ key.transpose(-1, -2)).unflatten(2, (group, rows))
+
+
+def _future(rows: int, key: Tensor) -> Tensor:
+    return torch.ones(rows, rows, dtype=torch.bool, device=key.device).triu(1)
+
+
 def topk_and_sort(scores: Tensor, kept: int) -> Tensor:
     """The best columns of one segment without deduplication, ascending: what FastV does."""
     return scores.topk(kept, dim=1).indices.sort(dim=1).values
@@ -50,6 +92,37 @@ def deduplicate_topk_and_sort(scores: Tensor, segments: int, cells: int, kept: i
     return (start + frame.gather(2, position) * cells + position).flatten(1).sort(dim=1).values
 
 
+class SegmentTopk:
+    """The best columns of segments that lie one after the other, of any sizes and budgets, and without deduplication.
+
+    Everything that does not depend on the scores is laid out once: where in a padded table each segment's columns go, and
+    which of the winners, best first, are within their segment's budget.
+
+    Parameters
+    ----------
+    sizes, budgets : sequence of int
+        Of every segment, its columns and how many of them it keeps.
+    device : torch.device
+    """
+
+    def __init__(self, sizes: Sequence[int], budgets: Sequence[int], device: torch.device) -> None:
+        self.most, widest, self.columns = max(budgets), max(sizes), sum(sizes)
+        place = torch.full((len(sizes), widest), self.columns)
+        first = 0
+        for row, size in zip(place, sizes, strict=True):
+            row[:size] = torch.arange(first, first + size)
+            first += size
+        within = torch.cat([row * self.most + torch.arange(budget) for row, budget in enumerate(budgets)])
+        self.place, self.within = place.to(device), within.to(device)
+
+    def __call__(self, scores: Tensor) -> Tensor:
+        """Columns kept of scores [B, N], ascending."""
+        padded = torch.nn.functional.pad(scores, (0, 1), value=float("-inf"))
+        best = padded[:, self.place].topk(self.most, dim=2).indices  # [B, S, k]
+        columns = self.place.expand(len(scores), -1, -1).gather(2, best).flatten(1)
+        return columns.index_select(1, self.within).sort(dim=1).values
+
+
 def index_select(indices: Tensor, tensors: list[Tensor], dims: list[int]) -> list[Tensor]:
     """A call per tensor; a batch of one."""
     return [tensor.index_select(dim, indices[0]) for tensor, dim in zip(tensors, dims, strict=True)]
@@ -63,3 +136,45 @@ def gather_each(indices: Tensor, tensors: list[Tensor], dims: list[int]) -> list
         shape = [indices.shape[1] if d == dim else size for d, size in enumerate(tensor.shape)]
         moved.append(tensor.gather(dim, indices.view(view).expand(shape)))
     return moved
+
+
+def absent(package: str, module: str, device: torch.device) -> str | None:
+    """Why a rival's package cannot run here; None if it can."""
+    try:
+        importlib.import_module(module)
+    except Exception as error:  # whatever is wrong with it, it is not there
+        return f"{package} is not installed" if isinstance(error, ModuleNotFoundError) else f"{package}: {error}"
+    return None if device.type == "cuda" else f"{package} runs on CUDA tensors only"
+
+
+def colreduce(device: torch.device) -> tuple[Callable[[Tensor, Tensor, int, slice], Tensor] | None, str | None]:
+    """flash-colreduce as its user has to call it, or why not: it knows no grouped heads, so keys are repeated.
+
+    It adds a head's sums up by atomics, in whatever order, and returns them in the query's dtype.
+    """
+    if reason := absent("flash-colreduce", "flash_colreduce", device):
+        return None, reason
+    sums = importlib.import_module("flash_colreduce").flash_colreduce
+
+    def scores(query: Tensor, key: Tensor, rows: int, columns: slice) -> Tensor:
+        repeated = key.repeat_interleave(query.shape[1] // key.shape[1], dim=1)
+        each = sums(query[:, :, -rows:], repeated, "sum", is_causal=True)
+        return each[..., columns].mean(1, dtype=torch.float32) / rows
+
+    return scores, None
+
+
+def flashinfer_topk(device: torch.device) -> tuple[Callable[[Tensor, int], Tensor] | None, str | None]:
+    """FlashInfer's deterministic top-k, smaller index first where it can, and a sort; or why not. Each row is a segment."""
+    if reason := absent("flashinfer-python", "flashinfer", device):
+        return None, reason
+    top_k = getattr(importlib.import_module("flashinfer"), "top_k", None)
+    known = inspect.signature(top_k).parameters if top_k else {}
+    if "deterministic" not in known:
+        return None, "flashinfer-python: this version has no deterministic top_k"
+    options = {"deterministic": True} | ({"tie_break": 1} if "tie_break" in known else {})
+
+    def kept(scores: Tensor, count: int) -> Tensor:
+        return top_k(scores, count, **options)[1].long().sort(dim=1).values
+
+    return kept, None

@@ -1,60 +1,48 @@
-"""Collects what every benchmark measured; prints the table last, and writes JSON and plots where --results says."""
+"""Collects what every benchmark measured; prints the table last, and writes JSON and plots where --results says.
+
+These suites run on a CPU, wherever they are: `gpu_suite.py` is what measures a GPU.
+"""
 
 from __future__ import annotations
 
-import json
+import functools
 import platform
-import subprocess
 from pathlib import Path
 
+import measure
 import pytest
 import report
 import torch
 import triton
-from measure import MODES, ON_GPU, ceilings, device_name, floor, make_round
 from report import ROWS
+
+CPU = torch.device("cpu")
+
+
+@functools.cache
+def ceilings():
+    return measure.ceilings(CPU)
 
 
 def pytest_addoption(parser):
     parser.addoption("--results", type=Path, help="directory for the JSON and the plots")
-    parser.addoption("--mode", action="append", choices=MODES, help="time in this mode only (may be repeated)")
-
-
-def pytest_generate_tests(metafunc):
-    if "mode" in metafunc.fixturenames:
-        chosen = metafunc.config.getoption("--mode") or (MODES if ON_GPU else ("eager",))
-        metafunc.parametrize("mode", chosen)
 
 
 @pytest.fixture
-def measured(benchmark, request):
-    """Times one variant of a case in one mode, after its result was verified, and files the row."""
+def measured(benchmark):
+    """Times one variant of a case, after its result was verified, and files the row."""
 
-    def run(case, name, mode):
+    def run(case, name):
         variant = case.variants[name]
         case.verify(name)
-        timed = make_round(mode, variant, case.make, case.bytes)
-        rounds = 12 if ON_GPU else 5
+        inputs = case.make(0)
         benchmark.group = f"{case.suite} {case.title}"
-        benchmark.pedantic(timed, rounds=rounds, iterations=1, warmup_rounds=2)
+        benchmark.pedantic(variant.call, inputs, rounds=5, iterations=1, warmup_rounds=2)
         if benchmark.stats is None:  # --benchmark-disable
             return
-        times = sorted(seconds / timed.calls for seconds in benchmark.stats.stats.data)
-        least = floor(case.bytes, case.flop)
-        row = {
-            "suite": case.suite,
-            **case.shape,
-            "variant": name,
-            "ours": name in case.ours,
-            "mode": mode,
-            "median": times[len(times) // 2],
-            "p20": times[len(times) // 5],
-            "p80": times[len(times) * 4 // 5],
-            "bytes": case.bytes,
-            "flop": case.flop,
-            "floor": least,
-            "over floor": times[len(times) // 2] / least,
-        }
+        figures = measure.figures(sorted(benchmark.stats.stats.data), case.bytes, case.flop, ceilings())
+        ours = variant.backend is not None
+        row = {"suite": case.suite, **case.shape, "variant": name, "ours": ours, "mode": "eager", **figures}
         benchmark.extra_info.update(row)
         ROWS.append(row)
 
@@ -71,14 +59,8 @@ def pytest_terminal_summary(terminalreporter, config):
     folder = config.getoption("--results")
     if folder is not None:
         folder.mkdir(parents=True, exist_ok=True)
-        commit = subprocess.run(["git", "rev-parse", "HEAD"], cwd=Path(__file__).parent, capture_output=True, text=True)
-        results = {
-            "device": device_name(),
-            "commit": commit.stdout.strip() or None,
-            "versions": {"python": platform.python_version(), "torch": torch.__version__, "triton": triton.__version__},
-            "ceilings": ceilings(),
-            "rows": ROWS,
-        }
-        (folder / f"{device_name()}.json").write_text(json.dumps(results, indent=1))
+        versions = {"python": platform.python_version(), "torch": torch.__version__, "triton": triton.__version__}
+        head = {"device": "cpu", "versions": versions, "ceilings": ceilings()}
+        report.write_results(folder / "cpu.json", head, ROWS)
         written = report.plot(ROWS, folder)
-        terminalreporter.write_line(f"written to {folder}: {device_name()}.json, {', '.join(written)}")
+        terminalreporter.write_line(f"written to {folder}: cpu.json, {', '.join(written)}")

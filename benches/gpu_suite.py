@@ -1,11 +1,32 @@
-"""Everything that needs a GPU, in one go: from the repository's root, with the machine's own Python, no install.
+"""Everything that needs a GPU, in one go and in the order of its worth, with whatever Python and packages the machine has.
 
-    python benches/gpu_suite.py DIRECTORY [--seconds 520] [--dry]
+    python benches/gpu_suite.py FOLDER [--seconds 500] [--dry]
 
-Prints versions and the two measured ceilings, runs the kernels' tests on the GPU, the CUDA library's also under
-compute-sanitizer where that works, then the suites of what passed, and last a short table; JSON and plots go into
-DIRECTORY. With --dry it runs on a CPU, the tests by Triton's interpreter and the machine that plays a GPU, so that
-every path of this script has been walked before its first minute on a GPU.
+1. versions and the device's two ceilings; the CUDA library, compiled once if it is not there yet
+2. the kernels' tests on all cores; a failure cancels the timing of what it tests, and nothing else
+3. the target shape: 6,272 visual tokens, 64 text rows, 28 query and 4 key heads, head dim 128, bfloat16
+4. 100,352 visual tokens; one text row and 256; one segment
+5. a whole prefill at 0.273 of the FLOPs
+6. a dozen tile sizes
+7. ncu, a launch each of score, select and native; compute-sanitizer's memcheck, racecheck, synccheck
+8. a batch of eight
+
+Each is a process with a time limit. What does not fit into the time is a row that says so. FOLDER gets three files:
+rows.jsonl, where every row is appended as soon as it is known, log.txt with all output, and after every step DEVICE.json:
+device, commit, versions, ceilings, what became of each step, and all rows with their time over the floor that the ceilings
+give. Kill it whenever you like: the rows so far are there.
+
+With --dry it walks through the same on a CPU, with Triton's interpreter at tiny sizes and without the tools.
+
+A compiled CUDA library may be brought along, which saves a minute. Where nvcc and the sources are the same as on the GPU's
+machine, but no GPU is needed:
+
+    python benches/gpu_suite.py CACHE --prebuild        # for sm_90a; ADATP_CUDA_ARCHS says otherwise
+    ADATP_CACHE=CACHE python benches/gpu_suite.py FOLDER
+
+The cache's key stands for the sources, the flags and what ``nvcc --version`` prints, so a library that does not fit is not
+taken, but compiled anew. A library that lies in the package, as adatp_kernels/adatp_cuda.so, is taken unseen and without nvcc;
+whoever puts it there answers for its being made of the same sources. A row says which of the three it was.
 """
 
 from __future__ import annotations
@@ -13,163 +34,106 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import shutil
 import subprocess
 import sys
-import time
-from collections.abc import Callable
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).resolve().parent.parent
-# What a failing test file keeps from being timed.
-TIMED_BY = {
-    "triton_kernels/test_scores.py": {"column_sums", "stage", "prefill"},
-    "triton_kernels/test_scores_varlen.py": {"column_sums"},
-    "triton_kernels/test_select.py": {"select", "stage", "prefill"},
-    "triton_kernels/test_gather.py": {"gather", "stage", "prefill"},
-    "triton_kernels/test_stage.py": {"stage", "prefill"},
-    "triton_kernels/test_acceleration.py": {"prefill"},
-    "ops/native/test_cuda.py": set(),  # every variant is verified again before it is timed
-}
-# Few and small: a kernel is up to a hundred times slower under it.
-SANITIZED = "test_masks or test_prune_is_its_operations and strict or several_blocks and few or scattered"
-SANITIZERS = ("memcheck", "racecheck", "synccheck")
-SUITES = ("stage", "column_sums", "select", "gather", "prefill")
+sys.path.insert(0, str(ROOT / "benches"))
+
+import report  # noqa: E402
+from suite import rows  # noqa: E402
+from suite.budget import Budget, Step  # noqa: E402
+
+RESERVE = 4.0  # seconds for the last file
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("directory", type=Path, help="where JSON, plots and logs go")
-    parser.add_argument(
-        "--seconds", type=float, default=520, help="start nothing new after this long (default: %(default)s)"
-    )
-    parser.add_argument("--dry", action="store_true", help="on a CPU: interpreter instead of GPU, reduced sizes")
-    options = parser.parse_args()
-    started = time.monotonic()
-    left = lambda: options.seconds - (time.monotonic() - started)  # noqa: E731
-    options.directory.mkdir(parents=True, exist_ok=True)
-    environment = {**os.environ, "PYTHONPATH": str(ROOT)}
+def plan(dry: bool) -> list[Step]:
+    """All steps after the first, in order. In a dry run they have less time, and few would take it."""
 
-    import torch
-    import triton
+    def step(name: str, module: str, *arguments: str, limit: float, least: float, **environment: str) -> Step:
+        command = [sys.executable, "-m", f"suite.{module}", *arguments, *(["--dry"] if dry else [])]
+        return Step(name, command, limit, 2.0 if dry else least, environment)
 
-    if not options.dry and not torch.cuda.is_available():
-        print("error: no CUDA device here; --dry walks through the script on a CPU", file=sys.stderr)
-        return 2
-    print(f"python {sys.version.split()[0]}, torch {torch.__version__}, triton {triton.__version__}")
-    sys.path.insert(0, str(ROOT / "benches"))
-    from measure import ceilings, device_name
-
-    print(f"{device_name()}: " + ", ".join(f"{value:.3g} {name}" for name, value in ceilings().items()), flush=True)
-
-    if not options.dry:  # the one architecture is compiled in a third of the time
-        number = "".join(map(str, torch.cuda.get_device_capability()))
-        environment.setdefault("ADATP_CUDA_ARCHS", f"sm_{number}{'a' if number == '90' else ''}")
-    broken: set[str] = set()
-    failed = False
-    for file, suites in TIMED_BY.items():
-        interpreted = options.dry and file.startswith("triton")
-        code = _run(
-            [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", file],
-            ROOT / "tests",
-            {**environment, **({"TRITON_INTERPRET": "1"} if interpreted else {})},
-            options.directory / f"{file.removesuffix('.py').replace('/', '.')}.log",
-            max(1.0, left()),
-        )
-        if code:
-            broken |= suites
-            failed = True
-    if not options.dry:
-        failed |= _sanitize(options.directory, environment, left)
-    rows: list[dict] = []
-    for suite in SUITES:
-        if suite in broken:
-            print(f"{suite}: not timed, because what it is made of failed its tests", flush=True)
-        elif left() < 20:
-            print(f"{suite}: not timed, because the time is up", flush=True)
-        else:
-            folder = options.directory / suite
-            _run(
-                [
-                    sys.executable,
-                    "-m",
-                    "pytest",
-                    "-q",
-                    "-p",
-                    "no:cacheprovider",
-                    f"benches/test_{suite}.py",
-                    "--results",
-                    str(folder),
-                ],
-                ROOT,
-                environment,
-                options.directory / f"{suite}.log",
-                min(left(), 200),  # none may use up what the others need
-            )
-            written = folder / f"{device_name()}.json"
-            if written.exists():
-                rows += json.loads(written.read_text())["rows"]
-    _finish(options.directory, rows)
-    return int(failed or not rows)
-
-
-def _sanitize(directory: Path, environment: dict[str, str], left: Callable[[], float]) -> bool:
-    """The CUDA library's tests under each tool of compute-sanitizer; whether one found something."""
-    tool = shutil.which("compute-sanitizer")
-    works = [tool, sys.executable, "-c", "import torch; torch.ones(1, device='cuda').add_(1).item()"]
-    if tool is None or subprocess.run(works, capture_output=True).returncode:
-        print(f"compute-sanitizer: {'does not work' if tool else 'is not'} here", flush=True)
-        return False
-    tests = [
-        sys.executable,
-        "-m",
-        "pytest",
-        "-q",
-        "-x",
-        "-p",
-        "no:cacheprovider",
-        "ops/native/test_cuda.py",
-        "-k",
-        SANITIZED,
+    interpreted = {"TRITON_INTERPRET": "1"} if dry else {}
+    profiles = [
+        step(f"profile {what}", "tools", "profile", what, limit=40, least=15) for what in ("score", "select", "native")
     ]
-    found = False
-    for name in SANITIZERS:
-        if left() < 60:
-            print(f"{name}: not run, because the time is up", flush=True)
-            continue
-        log = directory / f"{name}.log"
-        code = _run([tool, "--tool", name, "--error-exitcode", "9", *tests], ROOT / "tests", environment, log, 60)
-        found |= code not in (0, 124)
-    return found
+    sanitizers = [
+        step(name, "tools", "sanitize", name, limit=60, least=20) for name in ("memcheck", "racecheck", "synccheck")
+    ]
+    return [
+        step("library", "build", limit=100, least=5),
+        step("tests", "tests", limit=160, least=30),
+        step("target", "timed", "target", limit=110, least=15, **interpreted),
+        step("shapes", "timed", "shapes", limit=80, least=15, **interpreted),
+        step("prefill", "prefill", limit=90, least=25),
+        step("tiles", "tiles", limit=60, least=15, **interpreted),
+        *profiles,
+        *sanitizers,
+        step("batch", "timed", "batch", limit=60, least=12, **interpreted),
+    ]
 
 
-def _run(command: list[str], folder: Path, environment: dict[str, str], log: Path, seconds: float) -> int:
-    """Run a command with its output in a file; prints its last line and what failed, and returns its exit code."""
-    with log.open("w") as output:
-        try:
-            code = subprocess.run(
-                command, cwd=folder, env=environment, stdout=output, stderr=subprocess.STDOUT, timeout=seconds
-            ).returncode
-        except subprocess.TimeoutExpired:
-            code = 124
-    lines = log.read_text().strip().splitlines() or ["no output"]
-    for line in [line for line in lines if line.startswith(("FAILED", "ERROR", "E  "))][:20]:
-        print(f"  {line[:200]}")
-    print(f"{log.stem}: exit {code}: {lines[-1]}", flush=True)
-    return code
+def write_results(folder: Path) -> Path:
+    """DEVICE.json of the rows so far."""
+    found = rows.read(folder / "rows.jsonl")
+    head: dict[str, Any] = {"device": "unknown", "versions": None, "ceilings": None}
+    for row in found:
+        head.update({key: value for key, value in row.items() if "device" in row or "ceilings" in row if key != "step"})
+    outcomes = ("done", "failed", "timed out", "not begun")
+    steps = [row for row in found if row.get("status") in outcomes and not row.keys() & {"suite", "test", "profile"}]
+    timed = [row for row in found if "median" in row]
+    report.add_speedups(timed)
+    rest = [
+        row
+        for row in found
+        if row not in steps and "median" not in row and "device" not in row and "ceilings" not in row
+    ]
+    path = folder / f"{head['device']}.json"
+    report.write_results(path, head, timed, steps=steps, other=rest)
+    return path
 
 
-def _finish(directory: Path, rows: list[dict]) -> None:
-    """One JSON of all suites, and the short table: what a reader looks for first."""
-    from measure import device_name
-    from report import table
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the steps; 0 if all of them were done and none failed."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path, help="where the three files go; with --prebuild, the library's cache")
+    parser.add_argument("--seconds", type=float, default=500, help="for everything (default: %(default)s)")
+    parser.add_argument("--dry", action="store_true", help="on a CPU: interpreter instead of GPU, tiny sizes")
+    parser.add_argument("--prebuild", action="store_true", help="only compile the CUDA library, to be brought along")
+    options = parser.parse_args(arguments)
+    options.folder.mkdir(parents=True, exist_ok=True)
+    paths = [str(ROOT), str(ROOT / "benches"), *filter(None, [os.environ.get("PYTHONPATH")])]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+    if options.prebuild:
+        environment |= {"ADATP_CACHE": str(options.folder.resolve())}
+        environment.setdefault("ADATP_CUDA_ARCHS", "sm_90a")
+        return subprocess.run([sys.executable, "-m", "suite.build", "--carry"], env=environment).returncode
 
-    for extra in directory.glob(f"*/{device_name()}.json"):
-        merged = json.loads(extra.read_text())
-        merged["rows"] = rows
-        (directory / f"{device_name()}.json").write_text(json.dumps(merged, indent=1))
-    short = [row for row in rows if row["ours"] and row.get("batch", 1) == 1 and row.get("T", 64) == 64]
-    print("\n".join(table(short)))
+    results = options.folder / "rows.jsonl"
+    results.unlink(missing_ok=True)
+    log = options.folder / "log.txt"
+    log.unlink(missing_ok=True)
+    budget = Budget(options.seconds - RESERVE, results, log, environment)
+    module = [sys.executable, "-m", "suite.device", *(["--dry"] if options.dry else [])]
+    if budget.run(Step("device", module, limit=60)) != "done":
+        print(f"error: no device to measure; {log} says more", file=sys.stderr)
+        return 2
+    device = next(row for row in rows.read(results) if "device" in row)
+    if "capability" in device:  # one architecture is compiled in a third of the time of all
+        number = device["capability"]
+        budget.environment.setdefault("ADATP_CUDA_ARCHS", f"sm_{number}{'a' if number == '90' else ''}")
+    outcomes = []
+    for step in plan(options.dry):
+        outcomes.append(budget.run(step))
+        written = write_results(options.folder)
+    timed = json.loads(written.read_text())["rows"]
+    short = [row for row in timed if row["ours"] and row["step"] in ("target", "prefill")]
+    print("\n".join([*report.table(short), f"written: {results}, {log}, {written}"]))
+    return 0 if set(outcomes) == {"done"} and timed else 1
 
 
 if __name__ == "__main__":

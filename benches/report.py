@@ -1,13 +1,21 @@
-"""What is made of the measured rows: speed-ups over the best baseline, a table, log-log plots with the floor."""
+"""What is made of the measured rows: speed-ups over the best baseline, a table, the results' JSON, log-log plots with the floor."""
 
 from __future__ import annotations
 
+import hashlib
+import json
+import os
+import subprocess
 from collections import defaultdict
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
 
 # What every benchmark of this process measured.
 ROWS: list[dict] = []
-KEYS = ("N", "T", "batch", "packed", "kept", "target")
+KEYS = ("N", "T", "batch", "packed", "segments", "kept", "stage", "target")
 
 
 def _case(row: dict) -> tuple:
@@ -27,16 +35,52 @@ def add_speedups(rows: list[dict]) -> None:
 def table(rows: list[dict]) -> list[str]:
     """The rows as lines of text, a line each."""
     lines = [
-        f"{'suite':<12} {'case':<34} {'variant':<26} {'mode':<10} {'median':>10} {'floor':>10} {'÷ floor':>8} {'speed-up':>8}"
+        f"{'suite':<12} {'case':<44} {'variant':<28} {'mode':<10} {'median':>10} {'floor':>10} {'÷ floor':>8} {'speed-up':>8}"
     ]
     for row in rows:
         case = " ".join(f"{key}={row[key]}" for key in KEYS if key in row)
         gain = "" if row["speed-up"] is None else f"{row['speed-up']:.2f} ×"
+        floor, over = (
+            (f"{1e6 * row['floor']:.1f} µs", f"{row['over floor']:.1f}") if row.get("floor") else ("unknown", "")
+        )
         lines.append(
-            f"{row['suite']:<12} {case:<34} {row['variant']:<26} {row['mode']:<10} {1e6 * row['median']:>7.1f} µs "
-            f"{1e6 * row['floor']:>7.1f} µs {row['over floor']:>8.1f} {gain:>8}"
+            f"{row['suite']:<12} {case:<44} {row['variant']:<28} {row['mode']:<10} {1e6 * row['median']:>7.1f} µs "
+            f"{floor:>10} {over:>8} {gain:>8}"
         )
     return lines
+
+
+def write_results(path: Path, head: Mapping[str, Any], rows: Sequence[dict], **more: Any) -> None:
+    """Device, commit, versions and ceilings, and all rows, in a file that appears only when it is whole.
+
+    Parameters
+    ----------
+    head : mapping
+        With "device", "versions" and "ceilings".
+    """
+    results = {**head, **commit(), "rows": list(rows), **more}
+    unfinished = path.with_name(f".{path.name}")
+    unfinished.write_text(json.dumps(results, indent=1) + "\n")
+    os.replace(unfinished, path)
+
+
+def commit() -> dict[str, Any]:
+    """The commit, whether anything differs from it, and what the sources hash to, which is known without git, too."""
+
+    def git(*arguments: str) -> str | None:
+        try:
+            done = subprocess.run(["git", *arguments], cwd=ROOT, capture_output=True, text=True)
+        except OSError:
+            return None
+        return done.stdout.strip() if done.returncode == 0 else None
+
+    changed = git("status", "--porcelain", "--untracked-files=no", "--", "adatp_kernels", "csrc", "benches")
+    digest = hashlib.sha256()
+    for folder in ("adatp_kernels", "csrc", "benches"):
+        for file in sorted((ROOT / folder).rglob("*")):
+            if file.suffix in (".py", ".h", ".inl", ".cu", ".cuh", ".cpp"):
+                digest.update(file.relative_to(ROOT).as_posix().encode() + b"\0" + file.read_bytes() + b"\0")
+    return {"commit": git("rev-parse", "HEAD"), "changed": bool(changed), "sources": digest.hexdigest()[:16]}
 
 
 def plot(rows: list[dict], folder: Path) -> list[str]:

@@ -1,11 +1,11 @@
 """Times `cases.column_sums`."""
 
-import cases
 import pytest
+from cases import column_sums, cpu
 
-CASES = list(cases.column_sums())
+CASES = list(column_sums.suite(cpu.SCALE, cpu.SIZES, cpu.TEXT))
 
 
-@pytest.mark.parametrize(("case", "variant"), [(case, name) for case in CASES for name in case.variants], ids=str)
-def test_column_sums(measured, case, variant, mode):
-    measured(case, variant, mode)
+@pytest.mark.parametrize(("case", "name"), [(case, name) for case in CASES for name in case.variants], ids=str)
+def test_column_sums(measured, case, name):
+    measured(case, name)

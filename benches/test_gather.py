@@ -1,11 +1,11 @@
 """Times `cases.gather`."""
 
-import cases
 import pytest
+from cases import cpu, gather
 
-CASES = list(cases.gather())
+CASES = list(gather.suite(cpu.SCALE, cpu.SIZES))
 
 
-@pytest.mark.parametrize(("case", "variant"), [(case, name) for case in CASES for name in case.variants], ids=str)
-def test_gather(measured, case, variant, mode):
-    measured(case, variant, mode)
+@pytest.mark.parametrize(("case", "name"), [(case, name) for case in CASES for name in case.variants], ids=str)
+def test_gather(measured, case, name):
+    measured(case, name)

@@ -1,11 +1,11 @@
 """Times `cases.select`."""
 
-import cases
 import pytest
+from cases import cpu, select
 
-CASES = list(cases.select())
+CASES = list(select.suite(cpu.SCALE, cpu.SIZES))
 
 
-@pytest.mark.parametrize(("case", "variant"), [(case, name) for case in CASES for name in case.variants], ids=str)
-def test_select(measured, case, variant, mode):
-    measured(case, variant, mode)
+@pytest.mark.parametrize(("case", "name"), [(case, name) for case in CASES for name in case.variants], ids=str)
+def test_select(measured, case, name):
+    measured(case, name)

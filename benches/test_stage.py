@@ -1,11 +1,11 @@
 """Times `cases.stage`."""
 
-import cases
 import pytest
+from cases import cpu, stage
 
-CASES = list(cases.stage())
+CASES = list(stage.suite(cpu.SCALE, cpu.SIZES))
 
 
-@pytest.mark.parametrize(("case", "variant"), [(case, name) for case in CASES for name in case.variants], ids=str)
-def test_stage(measured, case, variant, mode):
-    measured(case, variant, mode)
+@pytest.mark.parametrize(("case", "name"), [(case, name) for case in CASES for name in case.variants], ids=str)
+def test_stage(measured, case, name):
+    measured(case, name)
