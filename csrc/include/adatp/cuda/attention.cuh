@@ -77,7 +77,8 @@ struct PackedRows {
         end(end_row) {}
   ADATP_DEVICE const uint16_t* row(int r) const {
     const int query_head = rows.quotient(r);
-    return data + query_head * head_stride + rows.remainder(r, query_head) * row_stride;
+    // Unsigned, for half the instructions of the product.
+    return data + uint32_t(query_head) * head_stride + uint32_t(rows.remainder(r, query_head)) * row_stride;
   }
 };
 
@@ -92,7 +93,7 @@ struct Keys {
              first * a.key_strides[2]),
         stride(a.key_strides[2]),
         end(end_key) {}
-  ADATP_DEVICE const uint16_t* row(int k) const { return data + k * stride; }
+  ADATP_DEVICE const uint16_t* row(int k) const { return data + uint32_t(k) * stride; }
 };
 
 // The rows [first, first + COUNT) of an operand into a tile; zeros behind its end, which is behind its first row. Eight threads
@@ -153,7 +154,7 @@ ADATP_DEVICE void multiply(ProductMemory<16 * STEPS>& memory, const Staying& sta
     }
     const uint16_t* matrix = memory.tiles[buffer] + (HALF * half + lane % 8) * PITCH<DIM> + 8 * (lane / 8);
     int at = HALF * half + 2 * (lane % 4);
-#pragma unroll 1
+#pragma unroll 2
     for (int i = 0; i < HALF; i += 8, at += 8, matrix += 8 * PITCH<DIM>) {
       float sums[2][4] = {};
 #pragma unroll

@@ -69,6 +69,10 @@ inline int64_t place(Stage& stage, void* workspace, bool fused) {
   selecting.words = int32_t(ceil_div(selecting.columns, WARP));
   selecting.team_size = fused ? detail::team_size(selecting, resident_blocks()) : 1;
 
+  const auto by = [](int64_t number) { return divide_by(std::max<int64_t>(number, 1)); };
+  selecting.by_segments = by(selecting.num_segments), selecting.by_words = by(selecting.words);
+  selecting.by_team = by(selecting.team_size), selecting.by_chunks = by(ceil_div(selecting.columns, THREADS));
+
   memory.take(selecting.kept, batch * selecting.words);
   memory.take(selecting.ranges, segments);
   selecting.teams = nullptr, selecting.best = nullptr;
@@ -109,6 +113,8 @@ inline int64_t place(Stage& stage, void* workspace, bool fused) {
   Compacting& compacting = stage.compacting;
   compacting.bits = selecting.kept;
   compacting.batch = selecting.batch, compacting.columns = selecting.columns, compacting.words = selecting.words;
+  compacting.group_words = int32_t(std::max<int64_t>(1, ceil_div(compacting.words, detail::BIT_GROUPS)));
+  compacting.groups = int32_t(ceil_div(compacting.words, compacting.group_words));
   return memory.bytes;
 }
 
