@@ -117,7 +117,8 @@ ADATP_DEVICE void load_tile(uint16_t* tile, const Operand& operand, int first) {
 // The rows [first, first + STAYING) of one operand times all rows [begin, end) of the other. `visit(sums, buffer, row)` sees
 // sums[m][c] of the product: of the row that stays 32 · group + 16 m + lane / 4 + 8 (c / 2), and of the tile's row
 // `row` + c % 2. All threads call `prepare(buffer, row)` for the tile that passes after the current one, and before that, by
-// one tile, `fetch(buffer, row)`: what this copies has arrived when that is called.
+// one tile, `fetch(buffer, row)`: what this copies has arrived when that is called. When the function returns other threads may
+// still read the tiles; the caller's next barrier is before whatever writes there.
 template <DType TYPE, int STEPS, class Staying, class Passing, class Fetch, class Prepare, class Visit>
 ADATP_DEVICE void multiply(ProductMemory<16 * STEPS>& memory, const Staying& staying, int first, const Passing& passing,
                            int begin, int end, Fetch fetch, Prepare prepare, const Visit& visit) {
@@ -170,7 +171,6 @@ ADATP_DEVICE void multiply(ProductMemory<16 * STEPS>& memory, const Staying& sta
       visit(sums, buffer, at);
     }
   }
-  block_barrier();  // the memory is the caller's again
 }
 
 // Which of the rows that stay this thread holds: four, `i` from 0 to 3.
