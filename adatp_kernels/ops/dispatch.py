@@ -23,7 +23,8 @@ _MODULES = {
 }
 # What "auto" tries, fastest first; the reference runs anything. What cannot run on a kind of tensors is not even loaded:
 # Triton's interpreter could run CPU tensors, slowly, and the native library would have to be compiled.
-_ON_CPU, _ON_GPU = ("native", "reference"), ("triton", "reference")
+_ON_CPU: tuple[str, ...] = ("native", "reference")
+_ON_GPU: tuple[str, ...] = ("triton", "reference")
 _ON_GPU_WHERE_MEASURED = ("native", *_ON_GPU)
 
 # Loaded backends, or why they could not be loaded.
