@@ -12,6 +12,7 @@ from torch import Tensor
 
 from adatp_kernels.config import BACKENDS
 from adatp_kernels.errors import choice
+from adatp_kernels.ops.native import measured
 
 # A backend is a module with one function per operation, called with checked arguments, and `refuses(operation,
 # *tensors, moved)`, which says why it cannot run on some tensors. Its `details()`, if it has any, go into the report.
@@ -22,7 +23,9 @@ _MODULES = {
 }
 # What "auto" tries, fastest first; the reference runs anything. What cannot run on a kind of tensors is not even loaded:
 # Triton's interpreter could run CPU tensors, slowly, and the native library would have to be compiled.
-_ON_CPU, _ON_GPU = ("native", "reference"), ("triton", "reference")
+_ON_CPU: tuple[str, ...] = ("native", "reference")
+_ON_GPU: tuple[str, ...] = ("triton", "reference")
+_ON_GPU_WHERE_MEASURED = ("native", *_ON_GPU)
 
 # Loaded backends, or why they could not be loaded.
 _loaded: dict[str, ModuleType | str] = {}
@@ -92,6 +95,8 @@ def implementation(operation: str, backend: str, *tensors: Tensor, moved: Sequen
     choice("backend", backend, BACKENDS)
     if backend == "auto":
         names = _ON_CPU if tensors[0].is_cpu else _ON_GPU
+        if measured.FASTER and names is _ON_GPU and measured.is_faster(operation, *tensors):
+            names = _ON_GPU_WHERE_MEASURED
         name = next(name for name in names if _refusal(name, operation, tensors, moved) is None)
     else:
         name = backend

@@ -46,6 +46,19 @@ def test_many_keys_are_split(machine):
     assert_as_good_as_plain(ops.column_sums(query, key, backend="native", **where).cpu(), expected, plain, 1e-5)
 
 
+@pytest.mark.parametrize("given", [False, True])
+def test_many_rows_for_each_column(given, machine):
+    """More tiles of rows than splits, so that several pass in a unit of work, the last one partly filled."""
+    query, key = inputs(107, 40, 64, heads=29, kv_heads=1, batch=1, dtype=torch.bfloat16)
+    where = {"query_start": 20, "key_range": (1, 39), "query_mask": torch.arange(107)[None] % 5 != 2}
+    expected = brute_force.column_sums(query, key, **where)
+    plain = brute_force.column_sums(query, key, **where, dtype=torch.bfloat16)
+    lse = brute_force.row_lse(query, key, query_start=20).to(machine.device) if given else None
+    query, key, where["query_mask"] = on(machine.device, query, key, where["query_mask"])
+    actual = ops.column_sums(query, key, lse=lse, backend="native", **where)
+    assert_as_good_as_plain(actual.cpu(), expected, plain, 1e-5)
+
+
 def test_masks_padding_and_strides(machine):
     wide = torch.randn(3, 90, 4, 160, generator=torch.Generator().manual_seed(0)).to(torch.bfloat16)
     query, _ = inputs(6, 1, 64, batch=3, dtype=torch.bfloat16)

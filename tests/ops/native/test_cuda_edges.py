@@ -124,6 +124,21 @@ def test_double_scores_are_refused(machine):
         ops.prune(query, key, [], scores=scores, **common, backend="native")
 
 
+def test_divisions_are_exact(played_library):
+    """By any number, at every edge where a quotient changes."""
+    largest, remainder = 2**31 - 1, ctypes.c_int32()
+    powers = [2**k + d for k in range(32) for d in (-1, 0, 1)]
+    random = torch.Generator().manual_seed(0)
+    numbers = {*powers, *torch.randint(1, largest, (200,), generator=random).tolist(), *range(1, 200), largest // 3}
+    for number in sorted(number for number in numbers if 0 < number <= largest):
+        most = largest // number
+        quotients = {0, 1, 2, most // 3, most // 2, most - 1, most, *(q for q in powers if q <= most)}
+        for n in {q * number + d for q in quotients for d in (-1, 0, 1)} | {largest}:
+            if 0 <= n <= largest:
+                quotient = played_library.divide(n, number, ctypes.byref(remainder))
+                assert (quotient, remainder.value) == divmod(n, number), (n, number)
+
+
 def guarded(tensor):
     """A copy whose last element is the last before a page that cannot be read."""
     page, size = mmap.PAGESIZE, tensor.numel() * tensor.element_size()

@@ -7,8 +7,8 @@ namespace adatp::cuda {
 
 constexpr int THREADS = 256, WARPS = THREADS / WARP;
 
-ADATP_DEVICE int warp_index() { return thread_index() / WARP; }
-ADATP_DEVICE int lane_index() { return thread_index() % WARP; }
+ADATP_DEVICE int warp_index() { return int(uint32_t(thread_index()) / WARP); }
+ADATP_DEVICE int lane_index() { return int(uint32_t(thread_index()) % WARP); }
 
 ADATP_HOST_DEVICE constexpr int64_t ceil_div(int64_t value, int64_t divisor) { return (value + divisor - 1) / divisor; }
 

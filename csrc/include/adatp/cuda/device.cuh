@@ -83,12 +83,8 @@ ADATP_DEVICE void copy_async(void* shared, const void* global, bool in_range) {
   const auto target = uint32_t(__cvta_generic_to_shared(shared));
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(target), "l"(global), "r"(in_range ? 16 : 0) : "memory");
 }
-ADATP_DEVICE void copy_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
-// Until all copies of this thread but those of the `Latest` last groups are there.
-template <int Latest>
-ADATP_DEVICE void copy_wait() {
-  asm volatile("cp.async.wait_group %0;" ::"n"(Latest) : "memory");
-}
+// Until all copies of this thread are there.
+ADATP_DEVICE void copy_wait() { asm volatile("cp.async.wait_all;" ::: "memory"); }
 
 // Four matrices of 8 × 8 half-precision numbers; lane 8 i + r holds the address of row r of matrix i.
 ADATP_DEVICE void load_matrices(uint32_t (&matrices)[4], const void* row) {

@@ -24,9 +24,9 @@ constexpr int64_t FULL_GPU = 264;
 
 // Into how many parts to split `tiles` steps of each of `blocks` blocks of work, so that all of it takes the fewest.
 inline int64_t best_split(int64_t blocks, int64_t tiles) {
-  constexpr int64_t OVERHEAD = 2, MOST = 16;
+  constexpr int64_t OVERHEAD = 2;
   int64_t best = 1, fewest = INT64_MAX;
-  for (int64_t split = 1; split <= std::min(tiles, MOST); ++split) {
+  for (int64_t split = 1; split <= std::min<int64_t>(tiles, MOST_SPLITS); ++split) {
     const int64_t steps = ceil_div(blocks * split, FULL_GPU) * (ceil_div(tiles, split) + OVERHEAD);
     if (steps < fewest) best = split, fewest = steps;
   }
@@ -69,6 +69,10 @@ inline int64_t place(Stage& stage, void* workspace, bool fused) {
   selecting.words = int32_t(ceil_div(selecting.columns, WARP));
   selecting.team_size = fused ? detail::team_size(selecting, resident_blocks()) : 1;
 
+  const auto by = [](int64_t number) { return divide_by(std::max<int64_t>(number, 1)); };
+  selecting.by_segments = by(selecting.num_segments), selecting.by_words = by(selecting.words);
+  selecting.by_team = by(selecting.team_size), selecting.by_chunks = by(ceil_div(selecting.columns, THREADS));
+
   memory.take(selecting.kept, batch * selecting.words);
   memory.take(selecting.ranges, segments);
   selecting.teams = nullptr, selecting.best = nullptr;
@@ -82,18 +86,25 @@ inline int64_t place(Stage& stage, void* workspace, bool fused) {
   if (!selecting.scores) {
     const Attention& a = scoring.attention;
     scoring.scale_log2 = a.scale * detail::LOG2_OF_E;
-    const int64_t packed_rows = a.packed_rows(), seen = std::clamp<int64_t>(a.query_start + a.rows, 0, a.keys);
-    const auto divide = [](int64_t blocks_of_work, int64_t rows, int32_t& splits, int32_t& split) {
+    const int64_t packed_rows = a.packed_rows(), row_blocks = ceil_div(packed_rows, detail::STAYING);
+    const int64_t column_blocks = ceil_div(scoring.columns, detail::STAYING);
+    const int64_t seen = std::clamp<int64_t>(a.query_start + a.rows, 0, a.keys);
+    const auto divide = [](int64_t blocks_of_work, int64_t rows, Divisor& splits, int32_t& split) {
       const int64_t tiles = std::max<int64_t>(1, ceil_div(rows, detail::PASSING));
       const int64_t each = ceil_div(tiles, detail::best_split(blocks_of_work, tiles));
-      splits = int32_t(ceil_div(tiles, each)), split = int32_t(each) * detail::PASSING;
+      splits = divide_by(ceil_div(tiles, each)), split = int32_t(each) * detail::PASSING;
     };
-    divide(a.kv_heads * ceil_div(packed_rows, detail::STAYING), seen, scoring.key_splits, scoring.split_keys);
-    divide(a.kv_heads * ceil_div(scoring.columns, detail::STAYING), packed_rows, scoring.row_splits, scoring.split_rows);
-    if (!scoring.lse) memory.take(scoring.partial_lse, a.batch * a.kv_heads * packed_rows * scoring.key_splits);
-    memory.take(scoring.partial_sums, a.batch * scoring.row_splits * a.kv_heads * scoring.columns);
+    divide(a.kv_heads * row_blocks, seen, scoring.key_splits, scoring.split_keys);
+    divide(a.kv_heads * column_blocks, packed_rows, scoring.row_splits, scoring.split_rows);
+    if (scoring.lse) scoring.key_splits = divide_by(1);
+    scoring.lse_pitch = int32_t(ceil_div(scoring.key_splits.number, 4) * 4);
+    scoring.group = int32_t(a.group()), scoring.packed_rows = int32_t(packed_rows);
+    scoring.rows = divide_by(a.rows), scoring.query_heads = divide_by(a.query_heads), scoring.kv_heads = divide_by(a.kv_heads);
+    scoring.row_blocks = divide_by(row_blocks), scoring.column_blocks = divide_by(column_blocks);
+    memory.take(scoring.partial_lse, a.batch * a.kv_heads * packed_rows * scoring.lse_pitch);
+    memory.take(scoring.partial_sums, a.batch * scoring.row_splits.number * a.kv_heads * scoring.columns);
     selecting.partial_sums = scoring.partial_sums;
-    selecting.num_sums = scoring.row_splits * a.kv_heads;
+    selecting.num_sums = scoring.row_splits.number * a.kv_heads;
     selecting.query_heads = a.query_heads;
     selecting.query_mask = a.query_mask;
     std::copy_n(a.query_mask_strides, 2, selecting.query_mask_strides);
@@ -102,6 +113,8 @@ inline int64_t place(Stage& stage, void* workspace, bool fused) {
   Compacting& compacting = stage.compacting;
   compacting.bits = selecting.kept;
   compacting.batch = selecting.batch, compacting.columns = selecting.columns, compacting.words = selecting.words;
+  compacting.group_words = int32_t(std::max<int64_t>(1, ceil_div(compacting.words, detail::BIT_GROUPS)));
+  compacting.groups = int32_t(ceil_div(compacting.words, compacting.group_words));
   return memory.bytes;
 }
 

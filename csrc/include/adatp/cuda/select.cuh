@@ -7,6 +7,7 @@
 
 #include "adatp/arguments.h"
 #include "adatp/cuda/block.cuh"
+#include "adatp/cuda/divisor.cuh"
 
 namespace adatp::cuda {
 
@@ -42,6 +43,8 @@ struct Selecting {
   const int64_t *segments, *positions, *budgets;  // [B, N], [B, N], [B, S]
   int64_t segment_strides[2], position_strides[2], budget_strides[2];
   int32_t batch, columns, num_segments, num_positions, words, team_size;
+  // Divides by num_segments, words, team_size, and a block's shares of the columns.
+  Divisor by_segments, by_words, by_team, by_chunks;
   Dedup dedup;
   float soft_weight;
   uint32_t* orders;  // [B, N]
@@ -109,8 +112,8 @@ class Segment {
         memory_(memory),
         team_(s.teams ? s.teams + team : nullptr),
         bits_(s.teams ? s.teams[team].bits : memory.bits),
-        batch_(team / s.num_segments),
-        segment_(team % s.num_segments),
+        batch_(s.by_segments.quotient(team)),
+        segment_(s.by_segments.remainder(team, batch_)),
         rank_(rank) {
     const Range& range = s.ranges[team];
     low_ = s.columns - int(range.from_end);
@@ -296,8 +299,9 @@ class Segment {
 
 // Beside phase 2: where each segment is; columns without a segment are kept.
 ADATP_DEVICE void find_ranges(const Selecting& s) {
-  for (int64_t i = int64_t(block_index()) * WARPS + warp_index(); i < int64_t(s.batch) * s.words; i += num_blocks() * WARPS) {
-    const int batch = int(i / s.words), column = int(i % s.words) * WARP + lane_index();
+#pragma unroll 1  // more at a time would take a division
+  for (int i = block_index() * WARPS + warp_index(); i < s.batch * s.words; i += num_blocks() * WARPS) {
+    const int batch = s.by_words.quotient(i), column = s.by_words.remainder(i, batch) * WARP + lane_index();
     const int64_t* segments = s.segments + batch * s.segment_strides[0];
     const bool in_range = column < s.columns;
     const int64_t segment = in_range ? segments[column * s.segment_strides[1]] : 0;
@@ -316,9 +320,8 @@ ADATP_DEVICE void find_ranges(const Selecting& s) {
 
 // Phase 3, if only scores are wanted: [B, N].
 ADATP_DEVICE void write_scores(const Selecting& s, float* scores) {
-  const int chunks = int(ceil_div(s.columns, THREADS));
-  for (int i = block_index(); i < s.batch * chunks; i += num_blocks()) {
-    const int batch = i / chunks, column = i % chunks * THREADS + thread_index();
+  for (int i = block_index(); i < s.batch * s.by_chunks.number; i += num_blocks()) {
+    const int batch = s.by_chunks.quotient(i), column = s.by_chunks.remainder(i, batch) * THREADS + thread_index();
     const float divisor = detail::divisor_of(s, batch);
     if (column < s.columns) scores[int64_t(batch) * s.columns + column] = detail::score_at(s, batch, column, divisor);
   }
@@ -327,10 +330,10 @@ ADATP_DEVICE void write_scores(const Selecting& s, float* scores) {
 // Phase 3: the bits of all columns that stay.
 ADATP_DEVICE void select(const Selecting& s, char* shared) {
   auto& memory = *reinterpret_cast<detail::SelectMemory*>(shared);
-  const int teams = s.batch * s.num_segments, rank = block_index() % s.team_size;
-  const int stride = num_blocks() / s.team_size;
+  const int first = s.by_team.quotient(block_index()), rank = s.by_team.remainder(block_index(), first);
+  const int teams = s.batch * s.num_segments, stride = s.by_team.quotient(num_blocks());
   // Blocks that are left over when all teams are whole would begin behind the last segment.
-  for (int team = block_index() / s.team_size; team < teams; team += stride) {
+  for (int team = first; team < teams; team += stride) {
     detail::Segment(s, memory, team, rank).select();
     block_barrier();  // shared memory is the next segment's
   }

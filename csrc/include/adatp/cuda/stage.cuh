@@ -27,10 +27,11 @@ ADATP_KERNEL(THREADS, 2) void stage_kernel(ADATP_CONSTANT Stage stage) {
     if (stage.first_phase < phase && phase <= stage.last_phase) grid_barrier();
   };
   if (runs(1)) {
+#pragma unroll 1  // more at a time would take a division
     for (int64_t i = int64_t(block_index()) * THREADS + thread_index(); i < stage.zeroed_words; i += num_blocks() * THREADS)
       stage.zeroed[i] = 0;
     if constexpr (STEPS > 0)
-      if (!stage.scoring.lse) row_lse<TYPE, STEPS>(stage.scoring, shared);
+      stage.scoring.lse ? take_lse(stage.scoring) : row_lse<TYPE, STEPS>(stage.scoring, shared);
   }
   barrier_before(2);
   if (runs(2)) {

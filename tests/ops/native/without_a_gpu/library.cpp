@@ -15,3 +15,10 @@ extern "C" __attribute__((visibility("default"))) void set_machine(uint64_t seed
   adatp::cuda::machine::seed = seed;
   adatp::cuda::device = {multiprocessors, cooperative};
 }
+
+// n / number as the kernels divide, and the remainder.
+extern "C" __attribute__((visibility("default"))) int32_t divide(int32_t n, int32_t number, int32_t* remainder) {
+  const adatp::cuda::Divisor divisor = adatp::cuda::divide_by(number);
+  *remainder = divisor.remainder(n);
+  return divisor.quotient(n);
+}

@@ -63,7 +63,7 @@ struct Fibre {
   ucontext_t start;
   jmp_buf turn;
   bool begun = false, done = false;
-  std::vector<std::vector<std::function<void()>>> copies{1};  // of each group; they land as late as they may
+  std::vector<std::function<void()>> copies;  // they land as late as they may
 };
 
 inline ucontext_t scheduler;
@@ -245,21 +245,16 @@ inline void copy_async(void* shared, const void* global, bool in_range) {
   if (reinterpret_cast<uintptr_t>(shared) % 16 || reinterpret_cast<uintptr_t>(global) % 16)
     machine::fail("a copy that is not aligned");
   std::memset(shared, 0xCD, 16);
-  machine::now->copies.back().push_back([=] {
+  machine::now->copies.push_back([=] {
     if (in_range)
       std::memcpy(shared, global, 16);
     else
       std::memset(shared, 0, 16);
   });
 }
-inline void copy_commit() { machine::now->copies.emplace_back(); }
-template <int Latest>
-void copy_wait() {
-  auto& copies = machine::now->copies;
-  const size_t landing = copies.size() > Latest + 1 ? copies.size() - Latest - 1 : 0;
-  for (size_t group = 0; group < landing; ++group)
-    for (const auto& copy : copies[group]) copy();
-  copies.erase(copies.begin(), copies.begin() + int64_t(landing));
+inline void copy_wait() {
+  for (const auto& copy : machine::now->copies) copy();
+  machine::now->copies.clear();
 }
 
 inline void load_matrices(uint32_t (&matrices)[4], const void* row) {
