@@ -103,7 +103,7 @@ def test_no_batch_and_lazy_views(device):
 def launches(monkeypatch):
     """What every launch moves: its runs of tensors that fold alike."""
     seen, launch = [], kernels._launch
-    monkeypatch.setattr(kernels, "_launch", lambda indices, runs: (seen.append(runs), launch(indices, runs)))
+    monkeypatch.setattr(kernels, "_launch", lambda indices, runs, follows: (seen.append(runs), launch(indices, runs, follows)))
     return seen
 
 
@@ -130,7 +130,7 @@ def stage(length, layers, batch=1, heads=4, head_dim=128, rotary_dtype=torch.bfl
 )
 def test_the_stages_of_a_prompt_share_few_kernels(model, stages, compact, most_kernels, most_launches, monkeypatch):
     launches = []
-    monkeypatch.setattr(kernels, "_launch", lambda indices, runs: launches.append(runs))
+    monkeypatch.setattr(kernels, "_launch", lambda indices, runs, follows: launches.append(runs))
     for number in range(1, stages + 1):
         length, before = 2000 - 23 * number, len(launches)
         tensors, dims = stage(length, number + 1 if compact else 0, **model)
