@@ -22,8 +22,8 @@ TOOLS = Path(triton.backends.nvidia.__file__).parent / "bin"
 MATRIX = re.compile(r"\b(?:[A-Z]+MMA\b|v_mfma)")
 # The same, as the intermediate representation spells it.
 PRODUCT = re.compile(r"wgmma\.mma_async|mma\.sync|tcgen05\.mma\.|@llvm\.amdgcn\.mfma")
-# By what is not a constant: the code generators make a multiplication of the others.
-DIVISION = re.compile(r"= [su](?:div|rem)\b.*, %")
+# By what is not a constant: the code generators make a multiplication of the others. From 3.9 on some are vectors.
+DIVISION = re.compile(r"= [su](?:div|rem)(?: exact)? (?:<(\d+) x )?.*, %")
 SPILL = re.compile(r"\b(?:STL|LDL)\b")
 
 
@@ -53,12 +53,12 @@ def numbers(kernel: Any, gpu: Gpu) -> Numbers:
     code = listing.read(text, "amdgcn" if is_amd else "sass")
     instructions = code.instructions()
     loop = code.loop_with(MATRIX)
-    divided = _count(DIVISION, listing.read(kernel.asm["llir"], "llir").loop_with(PRODUCT))
+    divided = map(DIVISION.search, listing.read(kernel.asm["llir"], "llir").loop_with(PRODUCT))
     registers, spilled = _registers(kernel, is_amd, instructions)
     return Numbers(
         instructions=len(instructions),
         loop=len(loop) or None,
-        divisions=divided if loop else None,
+        divisions=sum(int(found[1] or 1) for found in divided if found) if loop else None,
         barriers=_count(re.compile(r"\bs_barrier\b" if is_amd else r"\bBAR\.(?:SYNC|RED)"), instructions),
         registers=registers,
         spilled=spilled,

@@ -33,8 +33,7 @@ def numbers_of(gpu, divisions, elsewhere):
     half, out = torch.empty(1 << 16, dtype=torch.bfloat16), torch.empty(4096)
     with compiling_for(gpu, [_products_kernel]):
         _products_kernel[(1,)](half, half, out, 100, 37, divisions, elsewhere, 64)
-        (kernel,) = compiled([_products_kernel])
-        return measure.numbers(kernel, GPUS[gpu])
+        return measure.numbers(compiled([_products_kernel])[0], GPUS[gpu])
 
 
 @pytest.mark.parametrize("gpu", GPUS)
