@@ -64,8 +64,8 @@ for dtype, widen in ((torch.bfloat16, False), (torch.bfloat16, True), (torch.flo
         right = bool(((out - reference(a, b)).abs() <= 0.5).all())
         good &= right == (dtype == torch.float16 or widen or operation in right_in_bfloat16)
         name = f"{str(dtype)[6:]}{' .to(float32)' if widen else ''}"
-        print(f"triton {triton.__version__}  {name:<23} {operation:<10} {'right' if right else 'WRONG'}  first of a row: "
-              f"{out[0, 0].item():.4g}, exact {reference(a, b)[0, 0].item():.4g}")
+        print(f"triton {triton.__version__}  {name:<23} {operation:<10} {'right' if right else 'WRONG'}  last of a row: "
+              f"{out[0, 15].item():.4g}, exact {reference(a, b)[0, 15].item():.4g}")
 sys.exit(not good)
 PY
 
@@ -78,3 +78,26 @@ done
 exit "$status"
 # Seen (Python 3.11, torch 2.13.0, numpy 2.3.5):
 #
+#     triton 3.6.0  bfloat16                +          WRONG  last of a row: inf, exact -3
+#     triton 3.6.0  bfloat16                *          WRONG  last of a row: 0, exact 2
+#     triton 3.6.0  bfloat16                <          WRONG  last of a row: 0, exact 1
+#     triton 3.6.0  bfloat16                tl.sum     WRONG  last of a row: -2.821e-37, exact -4
+#     triton 3.6.0  bfloat16                tl.max     right  last of a row: 4, exact 4
+#     triton 3.6.0  bfloat16                tl.cumsum  right  last of a row: -4, exact -4
+#     triton 3.6.0  bfloat16                tl.dot     WRONG  last of a row: 1.426e+10, exact 14
+#     triton 3.7.1  bfloat16                +          WRONG  last of a row: inf, exact -3
+#     triton 3.7.1  bfloat16                *          WRONG  last of a row: 0, exact 2
+#     triton 3.7.1  bfloat16                <          WRONG  last of a row: 0, exact 1
+#     triton 3.7.1  bfloat16                tl.sum     WRONG  last of a row: -2.821e-37, exact -4
+#     triton 3.7.1  bfloat16                tl.max     right  last of a row: 4, exact 4
+#     triton 3.7.1  bfloat16                tl.cumsum  right  last of a row: -4, exact -4
+#     triton 3.7.1  bfloat16                tl.dot     WRONG  last of a row: 1.426e+10, exact 14
+#     triton 3.9.0  bfloat16                +          WRONG  last of a row: inf, exact -3
+#     triton 3.9.0  bfloat16                *          WRONG  last of a row: 0, exact 2
+#     triton 3.9.0  bfloat16                <          WRONG  last of a row: 0, exact 1
+#     triton 3.9.0  bfloat16                tl.sum     WRONG  last of a row: -2.821e-37, exact -4
+#     triton 3.9.0  bfloat16                tl.max     right  last of a row: 4, exact 4
+#     triton 3.9.0  bfloat16                tl.cumsum  WRONG  last of a row: -2.821e-37, exact -4
+#     triton 3.9.0  bfloat16                tl.dot     WRONG  last of a row: 1.426e+10, exact 14
+#
+# and "right" for each operation behind .to(tl.float32), and for float16.

@@ -64,3 +64,14 @@ done
 exit "$status"
 # Seen (Python 3.11, torch 2.13.0, numpy 2.3.5):
 #
+#     triton 3.7.1  mask of a vector and vector            copied
+#     triton 3.7.1  mask of a vector and scalar, != 0      copied
+#     triton 3.7.1  mask of a vector and tl.where          copied
+#     triton 3.7.1  mask of a vector and scalar of floats  InterpreterError('TypeError("ufunc \'bitwise_and\' not supported for the input types, and 
+#     triton 3.7.1  mask of a vector and scalar            copied
+#     triton 3.9.0  mask of a vector and vector            copied
+#     triton 3.9.0  mask of a vector and scalar, != 0      copied
+#     triton 3.9.0  mask of a vector and tl.where          copied
+#     triton 3.9.0  mask of a vector and scalar of floats  InterpreterError('TypeError("ufunc \'bitwise_and\' not supported for the input types, and 
+#     triton 3.9.0  mask of a vector and scalar            InterpreterError("ValueError('mask has unsupported dtype')")
+#     as described
