@@ -22,7 +22,7 @@ TOOLS = Path(triton.backends.nvidia.__file__).parent / "bin"
 MATRIX = re.compile(r"\b(?:[A-Z]+MMA\b|v_mfma)")
 # The same, as the intermediate representation spells it.
 PRODUCT = re.compile(r"wgmma\.mma_async|mma\.sync|tcgen05\.mma\.|@llvm\.amdgcn\.mfma")
-# By what is not a constant: the code generators make a multiplication of the others. From 3.9 on some are vectors.
+# By what is not a constant: the code generators make a multiplication of the others. Some are vectors.
 DIVISION = re.compile(r"= [su](?:div|rem)(?: exact)? (?:<(\d+) x )?.*, %")
 SPILL = re.compile(r"\b(?:STL|LDL)\b")
 
