@@ -29,9 +29,9 @@ def check_bounds():
     load, store = InterpreterBuilder.create_masked_load, InterpreterBuilder.create_masked_store
     atomic, call = InterpreterBuilder.create_atomic_rmw, GridExecutor.__call__
 
-    def create_masked_load(self, pointers, mask, *options):
+    def create_masked_load(self, pointers, mask, *options, **named):  # named for descriptors, otherwise for each Triton
         _check(pointers, mask, "load")
-        return load(self, pointers, mask, *options)
+        return load(self, pointers, mask, *options, **named)
 
     def create_masked_store(self, pointers, value, mask, *options):
         _check(pointers, mask, "store")

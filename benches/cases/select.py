@@ -52,6 +52,19 @@ def select(scale: Scale, visual: int, dedup: str, batch: int = 1) -> Case:
     }
     absent = {}
     if dedup == "strict":
+        # What the pruner tells besides; so little that a cold call may find it in the cache.
+        first = torch.arange(segments, device=scale.device) * FRAMES * scale.cells
+        ranges = torch.stack(
+            [first, first + FRAMES * scale.cells, torch.arange(segments, device=scale.device) * kept], 1
+        )
+        told = known | {"segment_ranges": ranges, "longest_segment": FRAMES * scale.cells}
+        variants |= {
+            f"adatp, ranges told{name}": Variant(
+                lambda *inputs, b=backend: ops.select(*inputs, backend=b, **told), backend
+            )
+            for name, backend in scale.backends.items()
+            if backend == "triton"
+        }
         variants["amax + topk + sort"] = Variant(
             lambda scores, *_: baselines.deduplicate_topk_and_sort(scores, segments, scale.cells, kept)
         )

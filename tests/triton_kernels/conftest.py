@@ -13,9 +13,7 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 if INTERPRETED:
     import interpreter_bounds
-    import interpreter_patch
 
-    interpreter_patch.apply()
     interpreter_bounds.check_bounds()
 
 

@@ -103,7 +103,9 @@ def test_no_batch_and_lazy_views(device):
 def launches(monkeypatch):
     """What every launch moves: its runs of tensors that fold alike."""
     seen, launch = [], kernels._launch
-    monkeypatch.setattr(kernels, "_launch", lambda indices, runs, follows: (seen.append(runs), launch(indices, runs, follows)))
+    monkeypatch.setattr(
+        kernels, "_launch", lambda indices, runs, follows: (seen.append(runs), launch(indices, runs, follows))
+    )
     return seen
 
 

@@ -22,18 +22,18 @@ from adatp_kernels.ops.triton.tiles import ceil_div, power_of_two, row_tile, til
 
 
 @triton.jit
-def _load_lse(lse, m_r, stride_s, splits, SPLITS: tl.constexpr):
-    """The rows' LSE [BM] in base 2, put together from `splits` partial ones; +inf, which hides a row, for one that sees nothing."""
+def _minus_lse(lse, m_r, stride_s, splits, SPLITS: tl.constexpr):
+    """Minus the rows' LSE [BM] in base 2, put together from `splits` partial ones; −inf, which hides a row that sees nothing."""
     if SPLITS == 1:
-        b_lse = tl.load(lse, mask=m_r, other=float("inf")).to(tl.float32) * LOG2_E
+        b_minus = tl.load(lse, mask=m_r, other=float("inf")).to(tl.float32) * -LOG2_E
     else:
         o_s = tl.arange(0, SPLITS)[:, None]
         b_part = tl.load(lse[None, :] + o_s * stride_s, mask=m_r[None, :] & (o_s < splits), other=float("-inf"))
         b_part = b_part.to(tl.float32) * LOG2_E  # [SPLITS, BM]
         b_max = tl.max(b_part, 0)
         shift = tl.where(b_max == float("-inf"), 0.0, b_max)
-        b_lse = shift + tl.log2(tl.sum(tl.exp2(b_part - shift[None, :]), 0))
-    return tl.where(b_lse == float("-inf"), float("inf"), b_lse)
+        b_minus = -shift - tl.log2(tl.sum(tl.exp2(b_part - shift[None, :]), 0))
+    return tl.where(b_minus == float("inf"), float("-inf"), b_minus)
 
 
 @triton.jit
@@ -68,9 +68,9 @@ def probability_sums(
         first = h.to(tl.int64) * stride_qh + t.to(tl.int64) * stride_qt
         b_q = load_rows(query + first, o_h, o_t, m_r, stride_qh, stride_qt, stride_qd, HEAD_DIM, BLOCK_D, PRECISION)
         first = h.to(tl.int64) * stride_lh + t.to(tl.int64) * stride_lt
-        b_lse = _load_lse(lse + first + o_lse, m_r, stride_ls, splits, SPLITS)  # [BM]
+        b_minus = _minus_lse(lse + first + o_lse, m_r, stride_ls, splits, SPLITS)  # [BM]
         b_s = tl.dot(b_k, tl.trans(b_q), input_precision=PRECISION)  # [BN, BM]
-        b_p = tl.exp2(tl.fma(b_s, scale_log2, -b_lse[None, :]))
+        b_p = tl.exp2(tl.fma(b_s, scale_log2, b_minus[None, :]))
         if CAUSAL:  # noqa: SIM102 - known to the compiler, and then known to the program
             if last_column > query_start + t:
                 b_p = tl.where(o_n[:, None] <= (query_start + t + o_t)[None, :], b_p, 0.0)
