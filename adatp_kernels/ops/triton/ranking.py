@@ -49,6 +49,18 @@ def column_scores(
 
 
 @triton.jit
+def range_of(ranges, segment, batch, num_columns, stride_ab, stride_as, HAS_RANGES: tl.constexpr):
+    """The columns ``[low, high)`` of a segment, and the place of its first survivor; without `ranges` it has the whole row."""
+    low, high, place = 0, num_columns, 0
+    if HAS_RANGES:
+        ranges += batch * stride_ab + segment * stride_as
+        low = tl.minimum(tl.maximum(tl.load(ranges), 0), num_columns).to(tl.int32)
+        high = tl.minimum(tl.load(ranges + 1), num_columns).to(tl.int32)
+        place = tl.minimum(tl.maximum(tl.load(ranges + 2), 0), num_columns).to(tl.int32)
+    return low, high, place
+
+
+@triton.jit
 def write_text(kept, first, num_kept, num_columns, length, BLOCK: tl.constexpr):
     """The tokens before the columns and those after them: they all survive, with `num_kept` columns between them."""
     for start in range(0, length - num_columns, BLOCK):

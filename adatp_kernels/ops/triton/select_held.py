@@ -13,7 +13,7 @@ from torch import Tensor
 
 from adatp_kernels.ops.arguments import Selection
 from adatp_kernels.ops.triton.overlap import begin, overlapping
-from adatp_kernels.ops.triton.ranking import Source, column_scores, key_of, order_of, write_text
+from adatp_kernels.ops.triton.ranking import Source, column_scores, key_of, order_of, range_of, write_text
 from adatp_kernels.ops.triton.tiles import power_of_two
 
 # Columns that are sorted at once, and that a program holds where only the best of each position are sorted.
@@ -57,12 +57,7 @@ def _select_held_kernel(
     if segment == num_segments:
         write_text(kept, first, num_kept, num_columns, length, 256)
     else:
-        low, high, place = 0, num_columns, 0
-        if HAS_RANGES:
-            ranges += batch * stride_ab + segment * stride_as
-            low = tl.minimum(tl.maximum(tl.load(ranges), 0), num_columns).to(tl.int32)
-            high = tl.minimum(tl.load(ranges + 1), num_columns).to(tl.int32)
-            place = tl.minimum(tl.maximum(tl.load(ranges + 2), 0), num_columns).to(tl.int32)
+        low, high, place = range_of(ranges, segment, batch, num_columns, stride_ab, stride_as, HAS_RANGES)
         k = tl.load(budgets + batch * stride_ub + segment.to(tl.int64) * stride_us)
         k = tl.minimum(tl.maximum(k, 0), num_columns).to(tl.int32)
         o = tl.arange(0, BLOCK)

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from adatp_kernels.ops.arguments import Selection
 from adatp_kernels.ops.triton.overlap import begin, overlapping
-from adatp_kernels.ops.triton.ranking import Source, column_scores, key_of, order_of, write_text
+from adatp_kernels.ops.triton.ranking import Source, column_scores, key_of, order_of, range_of, write_text
 from adatp_kernels.ops.triton.tiles import ceil_div
 
 # Columns that a program looks at.
@@ -41,12 +41,7 @@ def _own_columns(
     Also the place of the segment's first survivor; grid (blocks, segments, B).
     """
     segment, batch = tl.program_id(1), tl.program_id(2).to(tl.int64)
-    low, high, place = 0, num_columns, 0
-    if HAS_RANGES:
-        ranges += batch * stride_ab + segment * stride_as
-        low = tl.minimum(tl.maximum(tl.load(ranges), 0), num_columns).to(tl.int32)
-        high = tl.minimum(tl.load(ranges + 1), num_columns).to(tl.int32)
-        place = tl.minimum(tl.maximum(tl.load(ranges + 2), 0), num_columns).to(tl.int32)
+    low, high, place = range_of(ranges, segment, batch, num_columns, stride_ab, stride_as, HAS_RANGES)
     o_c = low + tl.program_id(0) * BLOCK + tl.arange(0, BLOCK)
     offset = batch * stride_gb + o_c.to(tl.int64) * stride_gn
     ids = tl.load(segments + offset, mask=o_c < high, other=tl.num_programs(1))
