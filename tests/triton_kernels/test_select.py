@@ -206,6 +206,20 @@ def test_too_few_repeat_the_last_token_of_the_columns(known, select_by):
     assert kept == [0, 1, 2, 4, 5, 6, 8, 8, 8, 9, 10, 11]
 
 
+@pytest.mark.parametrize("known", [False, True])
+def test_more_places_than_budgets_repeat_the_last_token_of_the_columns(known, select_by):
+    kept = select_by(
+        [0.5, 0.25, 1.0, 0.75, 0.125, 0.0],
+        [0] * 3 + [1] * 2 + [-1],
+        [1, 1],
+        first=3,
+        length=12,
+        known=known,
+        num_selected=5,
+    )
+    assert kept == [0, 1, 2, 5, 6, 8, 8, 8, 9, 10, 11]
+
+
 def test_more_text_than_a_block(select_by):
     kept = select_by([0.5, 0.25, 1.0, 0.75], [0, 0, 0, 1], [1, 1], first=300, length=604 + 257, known=True)
     assert kept == [*range(300), 302, 303, *range(304, 604 + 257)]
@@ -236,6 +250,31 @@ def test_rows_of_a_batch_have_segments_and_budgets_of_their_own(dedup, device):
     ids = torch.tensor([[0] * 5 + [1] * 6 + [-1], [1, 0, -1, 0, 1, 1, 0, 0, 1, 0, 1, 1]])
     budgets = torch.tensor([[2, 3], [3, 2]]).repeat_interleave(2, 1)[:, ::2]
     same(torch.rand(2, 12), ids, torch.arange(12) % 6, budgets, device, dedup=dedup, soft_weight=0.5)
+
+
+def test_segments_in_one_piece_that_lie_elsewhere_in_every_row(device):
+    """With positions and budgets of their own; and their ranges need not be dense."""
+    ids = torch.tensor([[0] * 5 + [1] * 6 + [-1], [-1] + [0] * 3 + [1] * 8])
+    positions = torch.stack([torch.arange(12) % 4, torch.arange(12) * 5 % 12 // 2])
+    budgets, scores = torch.tensor([[2, 3], [1, 4]]), torch.rand(2, 12)
+    kept = same(scores, ids, positions, budgets, device)
+    ranges, longest = ranges_of(ids, budgets)
+    strided = ranges.permute(2, 0, 1).contiguous().permute(1, 2, 0).to(device)
+    assert strided.stride(2) != 1
+    arguments = [value.to(device) for value in (scores, ids, positions, budgets)]
+    known = {"segment_ranges": strided, "longest_segment": longest}
+    assert ops.select(*arguments, **known, backend="triton").equal(kept)
+
+
+def test_more_blocks_than_are_added_up_at_once(device, monkeypatch):
+    monkeypatch.setattr(select_held, "fits", lambda *_: False)
+    monkeypatch.setattr(select_split, "_BLOCK", 2)
+    columns = torch.arange(2 * 257 + 1)
+    ids = torch.where(columns % 5 == 3, -1, 0)
+    scores = (columns * 37 % 11)[None].float()
+    arguments = [value.to(device) for value in (scores, ids, columns % 7)]
+    kept = [ops.select(*arguments, [200], dedup="off", backend=backend) for backend in ("triton", "reference")]
+    assert kept[0].equal(kept[1])
 
 
 def test_segments_that_are_strided_and_scattered(device):

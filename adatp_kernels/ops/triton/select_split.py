@@ -280,7 +280,8 @@ def _write_kernel(
         # Only if a caller was wrong about what can be selected: no index may be left to chance.
         end = num_kept
         if HAS_RANGES:
-            end = tl.minimum(place + _budget(budgets, num_columns, stride_ub, stride_us) + text, num_kept)
+            if tl.load(ranges + batch * stride_ab + tl.program_id(1) * stride_as + 1) < num_columns:  # not the last
+                end = tl.minimum(place + _budget(budgets, num_columns, stride_ub, stride_us) + text, num_kept)
         for start in range(written, end, 256):
             o_k = start + tl.arange(0, 256)
             tl.store(kept + first + o_k, tl.zeros((256,), tl.int64) + (after - 1), mask=o_k < end)
