@@ -1,4 +1,4 @@
-"""A whole pruning stage in three Triton launches: score, select, gather; a fourth where the LSE is not given."""
+"""A whole pruning stage in three Triton launches: score, select, gather; more where the LSE is not given or segments are long."""
 
 from __future__ import annotations
 
