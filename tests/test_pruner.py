@@ -19,6 +19,7 @@ from pruner_inputs import (
     prompt,
     pruner_of,
     rotary,
+    scripted,
 )
 
 from adatp_kernels import AdaTPConfig, VisualLayout, ops
@@ -195,6 +196,30 @@ def test_a_stage_is_score_select_gather():
     assert moved.equal(gather(indices, hidden, dims=1)[0])
     assert following.salient == (1,)
     assert following.plan.stages[0].budgets == (4, 8, 2)  # 14 in the ratio 16 : 2·24 : 8, and 8 is a cap
+
+
+@pytest.mark.parametrize(("dedup", "second"), [("soft", [4, 5, 10, 11]), ("off", [4, 5, 8, 9])])
+def test_soft_stays_soft_after_the_first_stage(dedup, second):
+    """Two frames of four positions: what a position's better token lowers is still there, and is lowered again."""
+    config = AdaTPConfig(target_flops=None, stages=(1, 3), schedule=(1.0 - 1 / 8, 0.5), spatial_dedup=dedup)
+    pruner, layout = pruner_of(config), VisualLayout.grid(2, 4, start=4)
+    state = pruner.begin(layout, 14, segments=torch.zeros(2, dtype=torch.int64))
+    state, _ = pruner(state, *scripted([5.0, 4, 3, 0, 9, 8, 7, 6], 14, 4), (), dims=1, scale=1.0)
+    assert [j for j in state.kept[0].tolist() if 4 <= j < 12] == [4, 5, 6, 8, 9, 10, 11]
+    state, _ = pruner(state, *scripted([9.0, 8, 0, 7, 6, 2, 1], 13, 4), (), dims=1, scale=1.0)
+    assert [j for j in state.kept[0].tolist() if 4 <= j < 12] == second
+
+
+def test_a_state_goes_to_another_device_as_a_whole():
+    rows = [GRID, VisualLayout.grid(2, 8, start=30)]
+    state = pruner_of().begin(rows, 57, segments=[SEGMENTS, torch.tensor([0, 1])], padding=[0, 9])
+    moved = state.to("meta")
+    tensors = [moved._asking, *moved._tokens.values()]
+    for step in moved._remaining:
+        tensors += [value for value in vars(step).values() if isinstance(value, torch.Tensor)]
+    assert len(tensors) == 1 + 3 + 2 * len(moved._remaining) > 4
+    assert all(value.device.type == "meta" for value in tensors)
+    assert state.to("cpu") is state
 
 
 def test_lse_given_or_not():

@@ -20,8 +20,9 @@ def count_positions(positions: Tensor, segments: Tensor, dedup: str) -> int:
 def with_positions(selection: Selection) -> tuple[Selection, int]:
     """`selection` with a number of positions, and that number."""
     number = selection.num_positions
-    if number is None:
-        number = count_positions(selection.positions, selection.segments, selection.dedup)
+    if number is not None:
+        return selection, number
+    number = count_positions(selection.positions, selection.segments, selection.dedup)
     return replace(selection, num_positions=number), number
 
 

@@ -62,7 +62,13 @@ def _prompts() -> Iterator[tuple[str, Run]]:
     usual = tuple(round(6272 * 0.8516**layer) for layer in range(16))
     yield "15 stages", lambda: stages(usual, lse=True)
     yield "15 stages, compact_cache", lambda: stages(usual, lse=True, compact_cache=True)
+    # Of the masks of padded prompts, the rows' begins wherever the stage's text does.
+    yield "9 stages, masks", lambda: stages(odd, lse=False, batch=3, masks=True)
     yield "packed batches of 4 sizes", packed_batches
+    yield (
+        "long segments, odd and even",
+        lambda: [choose("soft", cells, 3136, segments=n) for n, cells in ((3, 169), (4, 196))],
+    )
     yield (
         "scores aligned and not, prior and none",
         lambda: (choose("strict", 196, 784), choose("strict", 196, 784, True, first=1)),
@@ -169,6 +175,7 @@ def whole_stage(
     kept: int = 300,
     batch: int = 1,
     layers: int | None = None,
+    masks: bool = False,
 ) -> None:
     """One stage as the pruner runs it: the first deduplicates; `layers` caches move along with `compact_cache`."""
     length = 14 + columns + 98
@@ -179,18 +186,22 @@ def whole_stage(
     else:
         tensors, dims = with_masks(length) if batch == 1 else of_a_batch(batch, length)
     ids = torch.zeros(batch, length, dtype=torch.int64)[:, 14 : 14 + columns]
-    scoring = Scoring(query, key, length - 64, (14, 14 + columns), 0.1, lses if lse else None, None, None)
+    mask = torch.empty(batch, length, dtype=torch.bool) if masks else None
+    asking = mask if mask is None else mask[:, -64:]
+    scoring = Scoring(query, key, length - 64, (14, 14 + columns), 0.1, lses if lse else None, mask, asking)
     limits = torch.ones(8, batch, 32, 4, dtype=torch.int64)[3]
     dedup, longest = ("strict", 784) if first else ("off", 196)
     selection = Selection(ids, ids, limits[..., 0], dedup, 0.0, None, kept, 196, limits[..., 1:], longest)
     stage.prune(scoring, selection, None, tensors, dims, 0, lambda phase: None)
 
 
-def stages(numbers: tuple[int, ...], *, lse: bool, batch: int = 1, compact_cache: bool = False) -> None:
+def stages(
+    numbers: tuple[int, ...], *, lse: bool, batch: int = 1, compact_cache: bool = False, masks: bool = False
+) -> None:
     """The stages after layers 0, 1, 2 … of one prompt, from each number of visual tokens to the next."""
     for layer, (columns, kept) in enumerate(itertools.pairwise(numbers)):
         layers = None if batch > 1 else layer + 2 if compact_cache else 0
-        whole_stage(lse=lse, first=layer == 0, columns=columns, kept=kept, batch=batch, layers=layers)
+        whole_stage(lse=lse, first=layer == 0, columns=columns, kept=kept, batch=batch, layers=layers, masks=masks)
 
 
 CASES = dict(_cases())

@@ -25,6 +25,8 @@ VARIANTS = {
     "9 stages, batch 1, LSE given": {"_select_held_kernel": 2},
     "9 stages, batch 1, no LSE": {"_select_held_kernel": 2},
     "9 stages, batch 3, LSE given": {"_select_held_kernel": 2},
+    "9 stages, masks": {"_select_held_kernel": 2},
+    "long segments, odd and even": {"_narrow_kernel": 2},  # one of each digit
     "packed batches of 4 sizes": {"_column_sums_varlen_kernel": 2},  # with the LSE given, and from its parts
     "scores aligned and not, prior and none": {"_select_held_kernel": 2},
 }

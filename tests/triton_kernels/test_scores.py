@@ -47,7 +47,9 @@ def test_query_heads_that_share_a_key_head(heads, kv_heads, device):
     check(query, key, device, query_start=85, key_range=(3, 83))
 
 
-@pytest.mark.parametrize("query_start", [0, 20, 36, 1000])
+@pytest.mark.parametrize(
+    "query_start", [0, 20, 30, 36, 1000]
+)  # 30: the first row does not see the last of a tile's keys
 def test_causal_offset(query_start, device):
     query, key = inputs(3, 37, 64)
     actual = check(query, key, device, query_start=query_start, key_range=(0, 37))

@@ -155,16 +155,25 @@ def test_prior_of_any_dtype(dtype, device):
     )
 
 
+@pytest.fixture(params=["scattered", "held", "split"])
+def way(request, monkeypatch):
+    """Every way to choose, also where another would be taken."""
+    monkeypatch.setattr(select_held, "fits", lambda *_: request.param == "held")
+    if request.param == "scattered":
+        monkeypatch.setattr(choosing, "_way", lambda *_: kernels)
+    return request.param
+
+
 @pytest.mark.parametrize("num_selected", [1, 8])
 @pytest.mark.parametrize("num_positions", [2, 2000])
 @pytest.mark.parametrize("dedup", ["strict", "soft", "off"])
-def test_what_a_caller_got_wrong_touches_no_other_memory(dedup, num_positions, num_selected, device):
+def test_what_a_caller_got_wrong_touches_no_other_memory(dedup, num_positions, num_selected, way, device):
     """Positions beyond the table, budgets beyond the columns: any choice will do, but indices must be tokens.
 
     With one batch row the counter of arrivals lies right behind the only table.
     """
     positions = torch.tensor([-3, 2**40, 0, num_positions, 0, 1, 5000, num_positions])
-    for budget in (-1, 0, 2, 5, 8, 2**32 + 5):
+    for budget in (-1, 0, 2, 5, 8, 2**32 + 5) if way == "held" else (2, 2**32 + 5):
         kept = ops.select(
             torch.rand(1, 8).to(device),
             torch.zeros(8, dtype=torch.long, device=device),
@@ -179,14 +188,11 @@ def test_what_a_caller_got_wrong_touches_no_other_memory(dedup, num_positions, n
         assert ((kept >= 0) & (kept < 8)).all()
 
 
-@pytest.fixture(params=["scattered", "held", "split"])
-def select_by(request, device, monkeypatch):
+@pytest.fixture
+def select_by(way, device, monkeypatch):
     """Every way to choose, with small blocks: the tokens that survive of one row whose columns begin at `first`."""
     monkeypatch.setattr(kernels, "_BLOCK", 2)
     monkeypatch.setattr(select_split, "_BLOCK", 2)
-    monkeypatch.setattr(select_held, "fits", lambda *_: request.param == "held")
-    if request.param == "scattered":
-        monkeypatch.setattr(choosing, "_way", lambda *_: kernels)
 
     def run(scores, segments, budgets, *, first, length, known, num_selected=None, dedup="strict"):
         ids, limits = torch.tensor([segments]), torch.tensor([budgets])
@@ -209,6 +215,20 @@ def test_too_few_repeat_the_last_token_of_the_columns(known, select_by):
     scores, segments = [0.5, 0.25, 1.0, 0.75, 0.125, 0.0], [0] * 5 + [-1]
     kept = select_by(scores, segments, [5], first=3, length=12, known=known, num_selected=6)
     assert kept == [0, 1, 2, 4, 5, 6, 8, 8, 8, 9, 10, 11]
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_more_places_than_budgets_repeat_the_last_token_of_the_columns(known, select_by):
+    kept = select_by(
+        [0.5, 0.25, 1.0, 0.75, 0.125, 0.0],
+        [0] * 3 + [1] * 2 + [-1],
+        [1, 1],
+        first=3,
+        length=12,
+        known=known,
+        num_selected=5,
+    )
+    assert kept == [0, 1, 2, 5, 6, 8, 8, 8, 9, 10, 11]
 
 
 def test_more_text_than_a_block(select_by):
@@ -269,6 +289,31 @@ def test_rows_of_a_batch_have_segments_and_budgets_of_their_own(dedup, device):
     same(torch.rand(2, 12), ids, torch.arange(12) % 6, budgets, device, dedup=dedup, soft_weight=0.5)
 
 
+def test_segments_in_one_piece_that_lie_elsewhere_in_every_row(device):
+    """With positions and budgets of their own; and their ranges need not be dense."""
+    ids = torch.tensor([[0] * 5 + [1] * 6 + [-1], [-1] + [0] * 3 + [1] * 8])
+    positions = torch.stack([torch.arange(12) % 4, torch.arange(12) * 5 % 12 // 2])
+    budgets, scores = torch.tensor([[2, 3], [1, 4]]), torch.rand(2, 12)
+    kept = same(scores, ids, positions, budgets, device)
+    ranges, longest = ranges_of(ids, budgets)
+    strided = ranges.permute(2, 0, 1).contiguous().permute(1, 2, 0).to(device)
+    assert strided.stride(2) != 1
+    arguments = [value.to(device) for value in (scores, ids, positions, budgets)]
+    known = {"segment_ranges": strided, "longest_segment": longest}
+    assert ops.select(*arguments, **known, backend="triton").equal(kept)
+
+
+def test_more_blocks_than_are_added_up_at_once(device, monkeypatch):
+    monkeypatch.setattr(select_held, "fits", lambda *_: False)
+    monkeypatch.setattr(select_split, "_BLOCK", 2)
+    columns = torch.arange(2 * 257 + 1)
+    ids = torch.where(columns % 5 == 3, -1, 0)
+    scores = (columns * 37 % 11)[None].float()
+    arguments = [value.to(device) for value in (scores, ids, columns % 7)]
+    kept = [ops.select(*arguments, [200], dedup="off", backend=backend) for backend in ("triton", "reference")]
+    assert kept[0].equal(kept[1])
+
+
 def test_segments_that_are_strided_and_scattered(device):
     same(torch.rand(1, 20), (torch.arange(40) * 7 % 3)[::2], torch.arange(20), [2, 2, 2], device)
 
@@ -287,7 +332,7 @@ def test_any_negative_segment_is_kept(device):
 
 
 @pytest.mark.parametrize("dedup", ["strict", "soft", "off"])
-def test_segments_that_no_budget_knows_are_not_kept(dedup, device):
+def test_segments_that_no_budget_knows_are_not_kept(dedup, way, device):
     ids, positions = torch.tensor([7, 0, 0, 1, -1, 1, 0, -9]), torch.arange(8)
     kept = ops.select(
         torch.rand(1, 8).to(device), ids.to(device), positions.to(device), [3], dedup=dedup, num_selected=5,

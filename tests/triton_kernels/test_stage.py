@@ -3,8 +3,9 @@
 import pytest
 import torch
 from op_inputs import inputs, left_padding
+from pruner_inputs import DIM, GRID, SEGMENTS, STAMPED, pruner_of
 
-from adatp_kernels import AdaTPConfig, AdaTPPruner, Stage, VisualLayout, ops
+from adatp_kernels import AdaTPConfig, Stage, VisualLayout, ops
 
 IDS = torch.tensor([0] * 12 + [-1] + [1] * 8)
 POSITIONS = torch.tensor([*[0, 1, 2, 3] * 3, -1, *[0, 1, 2, 3] * 2])
@@ -75,21 +76,51 @@ def test_phases_are_reported(device):
     assert phases == ["score", "select", "compact"]
 
 
-def test_the_pruner_runs_on_it(device):
-    layout = VisualLayout.grid(4, 9, 2)
-    results = []
+STILL = torch.zeros(6, dtype=torch.int64)
+SHORT, LONG = VisualLayout.grid(2, 8, start=36), VisualLayout.grid(6, 8, start=4)
+# The second row has a shorter video: of its padding only what the first one's longer text needs stays. The third has no text
+# before its video and more behind it.
+BATCH = {
+    "layout": [LONG, SHORT, VisualLayout.grid(5, 8, start=0)],
+    "segments": [SEGMENTS, torch.tensor([0, 1]), torch.tensor([0, 1, 1, 2, 3])],
+    "padding": [0, 35, 0],
+}
+# Each with its length, and the share that the first stage keeps; strict, a still video holds 8 of its 48.
+PROMPTS = {
+    "a still video": ({"layout": GRID, "segments": STILL}, 57, 0.15),
+    "timestamps": ({"layout": STAMPED, "segments": SEGMENTS}, 62, 0.4),
+    "a batch": (BATCH, 57, 0.4),
+}
+
+
+@pytest.mark.parametrize(
+    ("prompt", "dedup"),
+    [*[("a still video", dedup) for dedup in ("strict", "soft", "off")], ("timestamps", "soft"), ("a batch", "strict")],
+)
+def test_a_prompt_is_the_references(prompt, dedup, device):
+    """The same tokens survive every stage, whichever backend the pruner runs on, and what travels stays with them."""
+    begin, length, share = PROMPTS[prompt]
+    survivors = []
     for backend in ("triton", "reference"):
-        config = AdaTPConfig(target_flops=0.6, stages=(0, 1), spatial_dedup="off", backend=backend)
-        pruner = AdaTPPruner(config, num_layers=4, hidden_size=32, key_width=64, mlp_width=64)
-        state = pruner.begin(layout, 42, segments=torch.tensor([0, 0, 1, 1]), device=device)
-        generator, hidden = torch.Generator().manual_seed(0), torch.arange(42.0)[None, :, None].to(device)
+        config = AdaTPConfig(
+            target_flops=None, stages=(0, 2), schedule=(share, share / 2), spatial_dedup=dedup, soft_weight=0.5,
+            backend=backend,
+        )  # fmt: skip
+        pruner, generator = pruner_of(config), torch.Generator().manual_seed(0)
+        state = pruner.begin(**begin, length=length, device=device)
+        rows = len(state.kept)
+        padding = torch.tensor(begin.get("padding", [0] * rows))
+        key_mask = (torch.arange(length) >= padding[:, None]).to(device)
+        hidden, kept = torch.arange(float(length))[None, :, None].expand(rows, -1, 1).to(device), []
         while state.next_layer is not None:
-            query = torch.randn(1, 4, state.length, 16, generator=generator).to(device)
-            key = torch.randn(1, 2, state.length, 16, generator=generator).to(device)
-            state, (hidden,) = pruner(state, query, key, (hidden,), dims=1)
-        assert hidden[0, :, 0].long().equal(state.kept[0])
-        results.append(state.kept)
-    assert results[0].equal(results[1])
+            query = 2 * torch.randn(rows, 4, state.length, DIM, generator=generator).to(device)
+            key = torch.randn(rows, 2, state.length, DIM, generator=generator).to(device)
+            state, (hidden, key_mask) = pruner(state, query, key, (hidden, key_mask), dims=1, key_mask=key_mask)
+            assert hidden[..., 0].long().equal(state.kept)
+            kept.append(state.kept)
+        survivors.append(kept)
+    assert len(survivors[0]) == 2
+    assert all(ours.equal(theirs) for ours, theirs in zip(*survivors, strict=True))
 
 
 def test_devices_must_agree(device):

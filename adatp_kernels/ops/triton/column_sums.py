@@ -84,7 +84,7 @@ def probability_sums(
         "rows", "first_column", "num_columns", "query_start", "workspace_words",
         "stride_lb", "stride_lh", "stride_ls", "splits", "stride_mb", "stride_rb",
     ],
-    do_not_specialize_on_alignment=["lse"],
+    do_not_specialize_on_alignment=["lse", "key_mask", "query_mask"],
 )  # fmt: skip
 def _column_sums_kernel(
     query, key, lse, key_mask, query_mask, partial, workspace,
@@ -159,7 +159,7 @@ def mean_of_partials(
     return b_sum / (tl.maximum(counted, 1) * KV_HEADS * group).to(tl.float32)
 
 
-@triton.jit(do_not_specialize=["num_columns", "rows", "stride_rb"])
+@triton.jit(do_not_specialize=["num_columns", "rows", "stride_rb"], do_not_specialize_on_alignment=["query_mask"])
 def _mean_kernel(
     partial, query_mask, scores,
     num_columns, rows, group, stride_rb, stride_rt,

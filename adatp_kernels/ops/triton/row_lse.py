@@ -66,7 +66,10 @@ def lse_over_keys(
     return tl.where(b_sum == 0.0, float("-inf"), b_max + tl.log2(b_sum)) * LN_2
 
 
-@triton.jit(do_not_specialize=["rows", "num_keys", "split_length", "query_start", "stride_mb"])
+@triton.jit(
+    do_not_specialize=["rows", "num_keys", "split_length", "query_start", "stride_mb"],
+    do_not_specialize_on_alignment=["key_mask"],
+)
 def _row_lse_kernel(
     query, key, key_mask, partial,
     rows, kv_heads, num_keys, split_length, query_start, scale_log2,

@@ -102,8 +102,9 @@ def _select_held_kernel(
         tl.store(kept + first + o_k, (first + o_c).to(tl.int64), mask=stays & (o_k < num_kept))
         # Only if a caller was wrong about what can be selected: no index may be left to chance.
         end = num_kept
-        if HAS_RANGES:
-            end = tl.minimum(place + k + tl.sum(always.to(tl.int32), 0), num_kept)
+        if HAS_RANGES:  # behind the last one there is nobody else
+            own = tl.minimum(place + k + tl.sum(always.to(tl.int32), 0), num_kept)
+            end = tl.where(high < num_columns, own, num_kept)
         for start in range(place + tl.sum(stays.to(tl.int32), 0), end, 256):
             o_f = start + tl.arange(0, 256)
             tl.store(kept + first + o_f, tl.zeros((256,), tl.int64) + (after - 1), mask=o_f < end)
@@ -129,7 +130,7 @@ def select(
     length: int,
     follows: bool,
 ) -> None:
-    """Write the surviving tokens into `kept`; see `select.select_tokens`."""
+    """Write the surviving tokens into `kept`; see `select.Selecting.run`."""
     segments, positions, budgets, ranges = (
         selection.segments, selection.positions, selection.budgets, selection.segment_ranges,
     )  # fmt: skip

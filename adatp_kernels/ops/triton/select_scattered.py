@@ -185,7 +185,7 @@ def select(
     length: int,
     follows: bool,
 ) -> None:
-    """Write the surviving tokens into `kept`; see `select.select_tokens`."""
+    """Write the surviving tokens into `kept`; see `select.Selecting.run`."""
     segments, positions, budgets, dedup = (
         selection.segments, selection.positions, selection.budgets, selection.dedup,
     )  # fmt: skip

@@ -274,15 +274,17 @@ def _write_kernel(
     else:
         # Only if a caller was wrong about what can be selected: no index may be left to chance.
         end = num_kept
-        if HAS_RANGES:
-            end = tl.minimum(place + _budget(budgets, num_columns, stride_ub, stride_us) + text, num_kept)
+        if HAS_RANGES:  # behind the last one there is nobody else
+            own = tl.minimum(place + _budget(budgets, num_columns, stride_ub, stride_us) + text, num_kept)
+            high = tl.load(ranges + batch * stride_ab + tl.program_id(1) * stride_as + 1)
+            end = tl.where(high < num_columns, own, num_kept)
         for start in range(written, end, 256):
             o_k = start + tl.arange(0, 256)
             tl.store(kept + first + o_k, tl.zeros((256,), tl.int64) + (after - 1), mask=o_k < end)
 
 
 def workspace_words(selection: Selection, num_positions: int) -> int:
-    """int64 words, zeroed, that `select` needs: the best key of every (segment, position), and the counters."""
+    """int64 words, zeroed, that `select` needs: the counters, and the best key of every (segment, position)."""
     best = num_positions if selection.dedup != "off" else 0
     return selection.budgets.numel() * (best + _COUNTERS // 2)
 
@@ -297,14 +299,15 @@ def select(
     length: int,
     follows: bool,
 ) -> None:
-    """Write the surviving tokens into `kept`; see `select.select_tokens`."""
+    """Write the surviving tokens into `kept`; see `select.Selecting.run`."""
     segments, positions, budgets, ranges = (
         selection.segments, selection.positions, selection.budgets, selection.segment_ranges,
     )  # fmt: skip
     (batch, num_columns), num_segments, dedup = segments.shape, budgets.shape[1], selection.dedup
     blocks = ceil_div(selection.longest_segment or num_columns, _BLOCK)
-    table = budgets.numel() * (num_positions if dedup != "off" else 0)
-    best, counters = workspace[:table].view(torch.uint64), workspace[table:].view(torch.int32)
+    # The counters first: they are aligned then however many segments and positions there are, and read several at once.
+    words = budgets.numel() * _COUNTERS // 2
+    counters, best = workspace[:words].view(torch.int32), workspace[words:].view(torch.uint64)
     work = torch.empty(batch, num_columns, dtype=torch.int32, device=segments.device)
     state = torch.empty(batch, num_segments, len(_DIGITS), 2, dtype=torch.int32, device=segments.device)
     tally = torch.empty(batch, num_segments, blocks, 3, dtype=torch.int32, device=segments.device)
@@ -323,7 +326,7 @@ def select(
         leading = following
     (shift, bins), *later = _DIGITS
     _rank_kernel[grid](
-        *source.tensors(), segments, positions, bounds, best if table else work, work, counters,
+        *source.tensors(), segments, positions, bounds, best if len(best) else work, work, counters,
         num_columns, num_positions, selection.soft_weight, *columns, *positions.stride(), *strides, *source.numbers(),
         **source.constants(), **sizes, DEDUP=dedup, COUNTERS=_COUNTERS, SHIFT=shift, BINS=bins,
         **leading,

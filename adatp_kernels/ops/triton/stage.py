@@ -1,4 +1,4 @@
-"""A whole pruning stage in three Triton launches: score, select, gather; a fourth where the LSE is not given."""
+"""A whole pruning stage in three Triton launches: score, select, gather; more where the LSE is not given or segments are long."""
 
 from __future__ import annotations
 
@@ -29,11 +29,12 @@ def prune(
     if too_sparse(selection.budgets, selection.dedup, num_positions):
         return reference.prune(scoring, selection, scores, tensors, dims, sequence_start, on_phase)
     selecting = Selecting(selection, num_positions, zeroed=scores is not None)
-    source = Source(scores, None, None, selection.prior)
     if scores is None:
         rows, group = scoring.query.shape[2], scoring.query.shape[1] // scoring.key.shape[1]
         sums = partial_column_sums(**vars(scoring), workspace=selecting.workspace)
         source = Source(None, sums, scoring.query_mask, selection.prior, rows, group)
+    else:
+        source = Source(scores, None, None, selection.prior)
     on_phase("score")
     first, length = scoring.key_range[0] - sequence_start, scoring.key.shape[2] - sequence_start
     indices = selecting.run(source, first, length, follows=scores is None)
