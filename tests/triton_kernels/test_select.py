@@ -260,9 +260,9 @@ def test_rows_of_a_batch_have_segments_and_budgets_of_their_own(dedup, device):
 
 def test_segments_in_one_piece_that_lie_elsewhere_in_every_row(device):
     """With positions and budgets of their own; and their ranges need not be dense."""
-    ids = torch.tensor([[0] * 5 + [1] * 6 + [-1], [-1] + [0] * 3 + [1] * 8])
+    ids = torch.tensor([[0] * 5 + [1] * 6 + [-1], [1] * 3 + [0] * 8 + [-1]])
     positions = torch.stack([torch.arange(12) % 4, torch.arange(12) * 5 % 12 // 2])
-    budgets, scores = torch.tensor([[2, 3], [1, 4]]), torch.rand(2, 12)
+    budgets, scores = torch.tensor([[2, 3], [3, 2]]), torch.rand(2, 12)
     kept = same(scores, ids, positions, budgets, device)
     ranges, longest = ranges_of(ids, budgets)
     strided = ranges.permute(2, 0, 1).contiguous().permute(1, 2, 0).to(device)
