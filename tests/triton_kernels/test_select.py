@@ -226,6 +226,11 @@ def test_more_places_than_budgets_repeat_the_last_token_of_the_columns(known, se
     assert kept == [0, 1, 2, 5, 6, 8, 8, 8, 9, 10, 11]
 
 
+@pytest.mark.parametrize("dedup", ["strict", "off"])
+def test_zeros_of_both_signs_are_equal(dedup, select_by):
+    assert select_by([-0.0, 0.0, 0.0], [0, 0, 0], [1], first=0, length=3, known=True, dedup=dedup) == [0]
+
+
 def test_more_text_than_a_block(select_by):
     kept = select_by([0.5, 0.25, 1.0, 0.75], [0, 0, 0, 1], [1, 1], first=300, length=604 + 257, known=True)
     assert kept == [*range(300), 302, 303, *range(304, 604 + 257)]
