@@ -231,6 +231,11 @@ def test_more_places_than_budgets_repeat_the_last_token_of_the_columns(known, se
     assert kept == [0, 1, 2, 5, 6, 8, 8, 8, 9, 10, 11]
 
 
+@pytest.mark.parametrize("dedup", ["strict", "off"])
+def test_zeros_of_both_signs_are_equal(dedup, select_by):
+    assert select_by([-0.0, 0.0, 0.0], [0, 0, 0], [1], first=0, length=3, known=True, dedup=dedup) == [0]
+
+
 def test_more_text_than_a_block(select_by):
     kept = select_by([0.5, 0.25, 1.0, 0.75], [0, 0, 0, 1], [1, 1], first=300, length=604 + 257, known=True)
     assert kept == [*range(300), 302, 303, *range(304, 604 + 257)]
@@ -291,9 +296,9 @@ def test_rows_of_a_batch_have_segments_and_budgets_of_their_own(dedup, device):
 
 def test_segments_in_one_piece_that_lie_elsewhere_in_every_row(device):
     """With positions and budgets of their own; and their ranges need not be dense."""
-    ids = torch.tensor([[0] * 5 + [1] * 6 + [-1], [-1] + [0] * 3 + [1] * 8])
+    ids = torch.tensor([[0] * 5 + [1] * 6 + [-1], [1] * 3 + [0] * 8 + [-1]])
     positions = torch.stack([torch.arange(12) % 4, torch.arange(12) * 5 % 12 // 2])
-    budgets, scores = torch.tensor([[2, 3], [1, 4]]), torch.rand(2, 12)
+    budgets, scores = torch.tensor([[2, 3], [3, 2]]), torch.rand(2, 12)
     kept = same(scores, ids, positions, budgets, device)
     ranges, longest = ranges_of(ids, budgets)
     strided = ranges.permute(2, 0, 1).contiguous().permute(1, 2, 0).to(device)
