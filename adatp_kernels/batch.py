@@ -103,7 +103,8 @@ class Batch:
 
         Columns are counted from the first that may be dropped. To a segment belong, beside its own, the columns of text
         between them and behind them, and to the first one those before it, too. Rows are as long as the one with most
-        segments, and longer by one where padding is to go: that is a segment of its own, behind all others.
+        segments, and longer by one where padding is to go: that is a segment of its own, behind all others, with a
+        budget of nothing, and its columns are in no range.
 
         Parameters
         ----------
@@ -130,8 +131,6 @@ class Batch:
                 places = itertools.accumulate(map(operator.add, kept[row], beside), initial=0)
                 limits = list(zip(kept[row], firsts, firsts[1:], places, strict=False))
                 limits += [(0, 0, 0, 0)] * (width - len(limits))
-                if leaving:
-                    limits[-1] = (0, 0, leaving, 0)
                 rows.append(limits)
             stages.append(rows)
         return stages

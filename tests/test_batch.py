@@ -48,10 +48,10 @@ def test_padding_beside_short_videos_goes_but_for_what_the_longest_text_needs():
     assert position[0, :9].tolist() == [0] * 9
     frames = [torch.tensor([0, 1]), torch.tensor([0, 1, 1, 2]), torch.tensor([0, 0])]
     limits = MIXED.limits(frames, [[(2, 1), (4, 2, 4), (3,)], [(1, 1), (3, 2, 4), (2,)]])
-    # A budget of nothing for the padding's segment, whose columns come first; then it is gone.
-    assert limits[0][0] == [(2, 9, 22, 0), (1, 22, 28, 11), (0, 0, 0, 0), (0, 0, 9, 0)]
+    # The padding's segment keeps nothing, and its columns, which come first, are in no range; then it is gone.
+    assert limits[0][0] == [(2, 9, 22, 0), (1, 22, 28, 11), (0, 0, 0, 0), (0, 0, 0, 0)]
     assert limits[0][1] == [(4, 0, 10, 0), (2, 10, 22, 8), (4, 22, 28, 10), (0, 0, 0, 0)]
-    assert limits[0][2] == [(3, 5, 28, 0), (0, 0, 0, 0), (0, 0, 0, 0), (0, 0, 5, 0)]
+    assert limits[0][2] == [(3, 5, 28, 0), (0, 0, 0, 0), (0, 0, 0, 0), (0, 0, 0, 0)]
     assert limits[1][0] == [(1, 0, 8, 0), (1, 8, 11, 7), (0, 0, 0, 0), (0, 0, 0, 0)]
     assert limits[1][1] == [(3, 0, 5, 0), (2, 5, 7, 4), (4, 7, 11, 6), (0, 0, 0, 0)]
     assert limits[1][2] == [(2, 0, 11, 0), (0, 0, 0, 0), (0, 0, 0, 0), (0, 0, 0, 0)]

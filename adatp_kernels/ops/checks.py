@@ -236,23 +236,29 @@ def _range_table(ranges: Tensor, budgets: torch.Size, device: torch.device) -> T
 
 
 def _check_ranges(ranges: Tensor, longest: int | None, segments: Tensor, budgets: Tensor) -> None:
-    """That the ranges part the columns, hold their segments, and give room to what each keeps. Waits for the device."""
+    """That the ranges hold all that may survive, each its own segment, and give it room. Waits for the device."""
     columns = segments.shape[1]
     for row, (bounds, ids, kept) in enumerate(zip(ranges.tolist(), segments.tolist(), budgets.tolist(), strict=True)):
+        goes = [id >= 0 and kept[id] == 0 for id in ids]  # and need not be in a range
         column = place = 0
         for segment in sorted(range(len(bounds)), key=lambda s: bounds[s][:2]):
             first, last, start = bounds[segment]
             if first == last:
                 continue
             own = ids[first:last]
-            if not (column == first < last <= columns and place == start and set(own) <= {segment, -1}):
+            if not (
+                column <= first < last <= columns
+                and all(goes[column:first])
+                and set(own) <= {segment, -1}
+                and place == start
+            ):
                 raise ValueError(
-                    f"segment_ranges: expected ranges of columns that follow each other from 0 to {columns}, each with its "
-                    f"segment and always-kept columns alone, and the place of its first survivor; segment {segment} of batch "
-                    f"row {row} has {bounds[segment]}, after column {column} and {place} survivors"
+                    f"segment_ranges: expected ranges of columns that follow each other within {columns}, each with its segment "
+                    f"and always-kept columns alone, with all columns that may survive, and the place of its first survivor; "
+                    f"segment {segment} of batch row {row} has {bounds[segment]}, after column {column} and {place} survivors"
                 )
             column, place = last, place + kept[segment] + own.count(-1)
-        if bounds and column != columns:
+        if not all(goes[column:]):
             raise ValueError(f"segment_ranges: the ranges of batch row {row} end at column {column} of {columns}")
     widest = int((ranges[..., 1] - ranges[..., 0]).max()) if ranges.numel() else 0
     if longest is not None and longest < widest:

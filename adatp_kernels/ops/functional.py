@@ -227,9 +227,9 @@ def select(
         nothing to read back, either.
     segment_ranges : integer Tensor [B, S, 3] or [S, 3], optional
         For callers who know where segments lie: ``(first, last, place)`` of each, such that the columns ``[first, last)``
-        are the segment's own and always-kept ones, and ``place`` is how many columns before ``first`` survive. Every
-        column is in one range; ``(0, 0, 0)`` is that of a segment without columns. int64 is not converted. A GPU backend then
-        looks at each column once; the result is the same. Trusted, like the budgets, if `num_selected` is given.
+        are the segment's own and always-kept ones, and ``place`` is how many columns before ``first`` survive. A column
+        that may survive is in one range; ``(0, 0, 0)`` is that of a segment that keeps nothing. int64 is not converted. A GPU
+        backend then looks at each column once; the result is the same. Trusted, like the budgets, if `num_selected` is given.
     longest_segment : int, optional
         With `segment_ranges`: at least as much as the longest range has columns.
     backend : {"auto", "reference", "triton", "native"}

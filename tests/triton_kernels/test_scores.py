@@ -79,6 +79,20 @@ def test_rows_that_see_nothing_and_nan_that_is_hidden(device):
     torch.testing.assert_close(actual.double().cpu(), expected, rtol=1e-4, atol=1e-8)
 
 
+@pytest.mark.parametrize("rows", [3, 16])
+@pytest.mark.parametrize("masked", [False, True])
+def test_a_key_that_no_row_looks_at_for_its_infinite_logit(masked, rows, device):
+    """It scores 0, also beside rows that fill up a tile or are masked, whose zeros make NaN of it."""
+    query, key = inputs(rows, 40, 64)
+    query, key[:, :, 5, 0] = -query.abs(), float("inf")
+    query_mask = (torch.arange(rows) % 3 > 0).expand(2, -1).to(device) if masked else None
+    where = {"query_start": 40, "key_range": (0, 40), "query_mask": query_mask}
+    expected = ops.column_sums(query.to(device), key.to(device), backend="reference", **where)
+    actual = ops.column_sums(query.to(device), key.to(device), backend="triton", **where)
+    assert (actual[:, 5] == 0).all()
+    torch.testing.assert_close(actual, expected, rtol=1e-4, atol=1e-8)
+
+
 def test_nan_that_is_not_hidden_shows(device):
     query, key = (tensor.to(device) for tensor in inputs(4, 40, 64))
     query[1, :, 2] = float("nan")

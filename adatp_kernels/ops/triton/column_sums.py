@@ -71,6 +71,13 @@ def probability_sums(
         b_minus = _minus_lse(lse + first + o_lse, m_r, stride_ls, splits, SPLITS)  # [BM]
         b_s = tl.dot(b_k, tl.trans(b_q), input_precision=PRECISION)  # [BN, BM]
         b_p = tl.exp2(tl.fma(b_s, scale_log2, b_minus[None, :]))
+        hides = t + BLOCK_T > rows
+        if GROUP % BLOCK_H:
+            hides = hides | (h + BLOCK_H > GROUP)
+        if HAS_QUERY_MASK:
+            hides = rows > 0  # any tile may
+        if hides:  # a row that is not there is zeros, which times an infinite key are no number
+            b_p = tl.where((b_minus == float("-inf"))[None, :], 0.0, b_p)
         if CAUSAL:  # noqa: SIM102 - known to the compiler, and then known to the program
             if last_column > query_start + t:
                 b_p = tl.where(o_n[:, None] <= (query_start + t + o_t)[None, :], b_p, 0.0)

@@ -144,6 +144,6 @@ def select(
         num_columns, num_positions, selection.num_selected, selection.soft_weight, first, first + num_columns, length,
         *segments.stride(), *positions.stride(), *budgets.stride(), *((0, 0) if ranges is None else ranges.stride()[:2]),
         *source.numbers(), **source.constants(), DEDUP=selection.dedup, HAS_RANGES=ranges is not None,
-        BLOCK=block, BLOCK_P=max(16, power_of_two(num_positions)) if sorts_best else 0, num_warps=8 if block <= _SORTED else 16,
+        BLOCK=block, BLOCK_P=max(16, power_of_two(num_positions)) if sorts_best else 0, num_warps=8 if block <= 256 else 16,
         **overlapping(kept.device, follows=follows),
     )  # fmt: skip
