@@ -258,7 +258,7 @@ def _check_ranges(ranges: Tensor, longest: int | None, segments: Tensor, budgets
                     f"segment {segment} of batch row {row} has {bounds[segment]}, after column {column} and {place} survivors"
                 )
             column, place = last, place + kept[segment] + own.count(-1)
-        if not all(goes[column:]):
+        if bounds and not all(goes[column:]):
             raise ValueError(f"segment_ranges: the ranges of batch row {row} end at column {column} of {columns}")
     widest = int((ranges[..., 1] - ranges[..., 0]).max()) if ranges.numel() else 0
     if longest is not None and longest < widest:
