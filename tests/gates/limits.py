@@ -5,16 +5,16 @@ Spilled registers, more shared memory than the GPU has, and half precision witho
 
 # GPU, case, kernel: the most of each number. An entry whose kernel is not compiled fails, so that none is lost in silence.
 LIMITS = {
-    # A loop without index arithmetic: one division of scalars, by the number of tiles that the text rows make. A quarter to
-    # two fifths of what it was with index arithmetic (1690, 1385, 2509 and 937).
+    # A loop without index arithmetic: one division of scalars, by the number of tiles that the text rows make. With it the
+    # loops had 1690, 1385, 2509 and 937.
     ("sm_90", "score bfloat16 D=128, LSE given", "_column_sums_kernel"): {"loop": 450, "divisions": 1},
-    ("sm_80", "score bfloat16 D=128, LSE given", "_column_sums_kernel"): {"loop": 480, "divisions": 1},
+    ("sm_80", "score bfloat16 D=128, LSE given", "_column_sums_kernel"): {"loop": 421, "divisions": 1},
     ("sm_100", "score bfloat16 D=128, LSE given", "_column_sums_kernel"): {"loop": 700, "divisions": 1},
-    ("gfx942", "score bfloat16 D=128, LSE given", "_column_sums_kernel"): {"loop": 360, "divisions": 1},
-    # The host knows where segments begin and end.
-    ("sm_80", "stage after the first", "_select_held_kernel"): {"instructions": 900},
+    ("gfx942", "score bfloat16 D=128, LSE given", "_column_sums_kernel"): {"loop": 285, "divisions": 1},
+    # The host knows where segments begin and end. (On gfx942 selection is refused, and only compiled.)
+    ("sm_80", "stage after the first", "_select_held_kernel"): {"instructions": 870},
     ("sm_90", "stage after the first", "_select_held_kernel"): {"instructions": 900},
-    ("sm_100", "stage after the first", "_select_held_kernel"): {"instructions": 900},
+    ("sm_100", "stage after the first", "_select_held_kernel"): {"instructions": 870},
     ("gfx942", "stage after the first", "_select_held_kernel"): {"instructions": 900},
 }
 

@@ -41,13 +41,13 @@ def probability_sums(
     b_k, o_n, last_column, query, lse, query_mask, rows, query_start, scale_log2,
     stride_qh, stride_qt, stride_qd, stride_lh, stride_lt, stride_ls, splits, stride_rt,
     CAUSAL: tl.constexpr, GROUP: tl.constexpr, HEAD_DIM: tl.constexpr, BLOCK_D: tl.constexpr,
-    BLOCK_H: tl.constexpr, BLOCK_T: tl.constexpr, SPLITS: tl.constexpr,
+    BLOCK_H: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_N: tl.constexpr, SPLITS: tl.constexpr,
     HAS_QUERY_MASK: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
     """Softmax probabilities of the columns `o_n` [BN], whose keys are `b_k`, summed over one key head's rows.
 
     The key tile stays on chip; tiles of rows stream past it. Probabilities live in registers and are summed
-    there: over a tile's rows by the reduction of `tl.sum`, over the tiles in order. A row that does not count is
+    there: over the tiles in order, and over a tile's rows at the end. A row that does not count is
     hidden by an LSE of +inf; rows are compared with columns, the last of which is `last_column`, only where CAUSAL says that
     one of them may not be seen.
     """
@@ -55,7 +55,7 @@ def probability_sums(
     o_r = tl.arange(0, BLOCK_H * BLOCK_T)
     o_h, o_t = o_r // BLOCK_T, o_r % BLOCK_T
     o_lse = o_h.to(tl.int64) * stride_lh + o_t.to(tl.int64) * stride_lt
-    b_sum = tl.zeros(o_n.shape, tl.float32)
+    b_sum = tl.zeros((BLOCK_H * BLOCK_T, BLOCK_N), tl.float32)
     for tile in range(0, (GROUP + BLOCK_H - 1) // BLOCK_H * row_tiles):
         h = tile // row_tiles
         t = (tile - h * row_tiles) * BLOCK_T
@@ -69,20 +69,23 @@ def probability_sums(
         b_q = load_rows(query + first, o_h, o_t, m_r, stride_qh, stride_qt, stride_qd, HEAD_DIM, BLOCK_D, PRECISION)
         first = h.to(tl.int64) * stride_lh + t.to(tl.int64) * stride_lt
         b_minus = _minus_lse(lse + first + o_lse, m_r, stride_ls, splits, SPLITS)  # [BM]
-        b_s = tl.dot(b_k, tl.trans(b_q), input_precision=PRECISION)  # [BN, BM]
-        b_p = tl.exp2(tl.fma(b_s, scale_log2, b_minus[None, :]))
+        if BLOCK_H * BLOCK_T >= 64:
+            b_s = tl.dot(b_q, tl.trans(b_k), input_precision=PRECISION)  # [BM, BN]
+        else:  # the matrix units want 64 of what comes first
+            b_s = tl.trans(tl.dot(b_k, tl.trans(b_q), input_precision=PRECISION))
+        b_p = tl.exp2(tl.fma(b_s, scale_log2, b_minus[:, None]))
         hides = t + BLOCK_T > rows
         if GROUP % BLOCK_H:
             hides = hides | (h + BLOCK_H > GROUP)
         if HAS_QUERY_MASK:
             hides = rows > 0  # any tile may
         if hides:  # a row that is not there is zeros, which times an infinite key are no number
-            b_p = tl.where((b_minus == float("-inf"))[None, :], 0.0, b_p)
+            b_p = tl.where((b_minus == float("-inf"))[:, None], 0.0, b_p)
         if CAUSAL:  # noqa: SIM102 - known to the compiler, and then known to the program
             if last_column > query_start + t:
-                b_p = tl.where(o_n[:, None] <= (query_start + t + o_t)[None, :], b_p, 0.0)
-        b_sum += tl.sum(b_p, 1)
-    return b_sum
+                b_p = tl.where(o_n[None, :] <= (query_start + t + o_t)[:, None], b_p, 0.0)
+        b_sum += b_p
+    return tl.sum(b_sum, 0)
 
 
 # What changes from stage to stage, or prompt to prompt, must not make the compiler specialise again.
@@ -137,7 +140,7 @@ def _column_sums_kernel(
         query + batch * stride_qb + first_head * stride_qh, lse + batch * stride_lb + first_head * stride_lh,
         query_mask + batch * stride_rb, rows, query_start, scale_log2,
         stride_qh, stride_qt, stride_qd, stride_lh, stride_lt, stride_ls, splits, stride_rt,
-        CAUSAL, GROUP, HEAD_DIM, BLOCK_D, BLOCK_H, BLOCK_T, SPLITS, HAS_QUERY_MASK, PRECISION,
+        CAUSAL, GROUP, HEAD_DIM, BLOCK_D, BLOCK_H, BLOCK_T, BLOCK_N, SPLITS, HAS_QUERY_MASK, PRECISION,
     )  # fmt: skip
     if HAS_KEY_MASK:
         seen = tl.load(key_mask + batch * stride_mb + o_n.to(tl.int64) * stride_mn, mask=m_c, other=0)

@@ -144,7 +144,7 @@ def _column_sums_varlen_kernel(
         b_sum = probability_sums(
             b_k, o_n, block * BLOCK_N + BLOCK_N - 1, query, lse, query_mask, rows, query_start, scale_log2,
             stride_qh, stride_qt, stride_qd, stride_lh, stride_lt, stride_ls, splits, stride_mt,
-            True, GROUP, HEAD_DIM, BLOCK_D, BLOCK_H, BLOCK_T, SPLITS, HAS_QUERY_MASK, PRECISION,
+            True, GROUP, HEAD_DIM, BLOCK_D, BLOCK_H, BLOCK_T, BLOCK_N, SPLITS, HAS_QUERY_MASK, PRECISION,
         )  # fmt: skip
         b_sum = tl.where(m_n, b_sum, 0.0)
         tl.store(partial + head.to(tl.int64) * total_keys + first_key + o_n, b_sum, mask=o_n < length_k)
