@@ -26,16 +26,8 @@ _COUNTERS = sum(values for _, values in _DIGITS)
 
 @triton.jit
 def _own_columns(
-    segments,
-    ranges,
-    num_columns,
-    stride_gb,
-    stride_gn,
-    stride_ab,
-    stride_as,
-    HAS_RANGES: tl.constexpr,
-    BLOCK: tl.constexpr,
-):
+    segments, ranges, num_columns, stride_gb, stride_gn, stride_ab, stride_as, HAS_RANGES: tl.constexpr, BLOCK: tl.constexpr
+):  # fmt: skip
     """A program's columns [BLOCK] of its segment: their numbers, whether they are the segment's own, and always kept.
 
     Also the place of the segment's first survivor; grid (blocks, segments, B).
