@@ -1,14 +1,18 @@
-"""The checked arguments of the operations, as backends receive them: what scores, and what is selected."""
+"""The checked arguments of the operations, as backends receive them: what scores, and what is selected.
+
+None is frozen, because that would take three times as long to make; nobody changes them.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(eq=False, slots=True)
 class Scoring:
     """What `column_sums` works on; see `functional.column_sums` for the meanings."""
 
@@ -27,7 +31,27 @@ class Scoring:
         return self.key.device
 
 
-@dataclass(eq=False)  # frozen, it would take three times as long to make
+@dataclass(eq=False, slots=True)
+class PackedScoring:
+    """What `column_sums_varlen` works on; see `functional.column_sums_varlen` for the meanings."""
+
+    query: Tensor  # [total_q, Hq, D]
+    key: Tensor  # [total_k, Hkv, D]
+    cu_seqlens_q: Tensor  # [B + 1]
+    cu_seqlens_k: Tensor  # [B + 1]
+    query_range: Tensor | None  # [B, 2]
+    key_range: Tensor | None  # [B, 2]
+    scale: float
+    lse: Tensor | None  # [Hq, total_q]
+    query_mask: Tensor | None  # [total_q]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the keys are."""
+        return self.key.device
+
+
+@dataclass(eq=False, slots=True)
 class Selection:
     """What `select` is to do with the scores; see `functional.select` for the meanings."""
 
@@ -43,9 +67,9 @@ class Selection:
     longest_segment: int | None = None  # with the ranges alone
 
 
-def moved_shape(tensor: Tensor, dims: tuple[int, int], batch: int, tokens: int) -> list[int]:
-    """The shape of `tensor` once only `tokens` of its tokens are left, in each of `batch` rows; `dims` are (batch, token)."""
-    shape = list(tensor.shape)
+def moved_shape(shape: Sequence[int], dims: tuple[int, int], batch: int, tokens: int) -> list[int]:
+    """What becomes of a tensor's `shape` once `tokens` of its tokens are left, in each of `batch` rows; `dims` are (batch, token)."""
+    shape = list(shape)
     if batch != 1:  # a single row's tokens are taken of every row
         shape[dims[0]] = batch
     shape[dims[1]] = tokens

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import fields
 from typing import Any
 
 import torch
@@ -61,7 +62,7 @@ def _shapes(
     survivors = key.shape[2] - sequence_start - (key_range[1] - key_range[0]) + num_selected
     results = [key.new_empty((batch, survivors), dtype=torch.int64)]
     for tensor, *pair in zip(tensors, dims[::2], dims[1::2], strict=True):
-        results.append(tensor.new_empty(moved_shape(tensor, (pair[0], pair[1]), batch, survivors)))
+        results.append(tensor.new_empty(moved_shape(tensor.shape, (pair[0], pair[1]), batch, survivors)))
     return results
 
 
@@ -76,7 +77,11 @@ def compiled_prune(
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """`prune` through the operator, whose schema has room for tensors and numbers only."""
     indices, *moved = prune_operator(
-        **vars(scoring) | {"key_range": list(scoring.key_range)}, **vars(selection), scores=scores, tensors=list(tensors),
+        **_named(scoring) | {"key_range": list(scoring.key_range)}, **_named(selection), scores=scores, tensors=list(tensors),
         dims=[dim for pair in dims for dim in pair], sequence_start=sequence_start, backend=backend,
     )  # fmt: skip
     return indices, tuple(moved)
+
+
+def _named(record: Scoring | Selection) -> dict[str, Any]:
+    return {field.name: getattr(record, field.name) for field in fields(record)}

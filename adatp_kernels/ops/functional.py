@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 
 from adatp_kernels.errors import integer
-from adatp_kernels.ops import checks
-from adatp_kernels.ops.arguments import Scoring
-from adatp_kernels.ops.compiled import compiled_prune
+from adatp_kernels.ops import checked, checks
+from adatp_kernels.ops.arguments import PackedScoring, Scoring
 from adatp_kernels.ops.dispatch import implementation
 from adatp_kernels.plan import Stage
 
@@ -101,17 +100,8 @@ def column_sums(
     scale = checks.attention_inputs(query, key, query_start, scale, key_mask)
     key_range = checks.column_range(key_range, key.shape[2])
     checks.row_tensors(query, lse, query_mask)
-    run = implementation("column_sums", backend, query, key, moved=() if lse is None else (lse,))
-    return run(
-        query,
-        key,
-        query_start=query_start,
-        key_range=key_range,
-        scale=scale,
-        lse=lse,
-        key_mask=key_mask,
-        query_mask=query_mask,
-    )
+    scoring = Scoring(query, key, query_start, key_range, scale, lse, key_mask, query_mask)
+    return checked.column_sums(scoring, backend)
 
 
 def column_sums_varlen(
@@ -173,16 +163,8 @@ def column_sums_varlen(
     scale = checks.packed_inputs(query, key, cu_seqlens_q, cu_seqlens_k, query_range, key_range, scale, lse, query_mask)
     run = implementation("column_sums_varlen", backend, query, key, moved=() if lse is None else (lse,))
     return run(
-        query,
-        key,
-        cu_seqlens_q=cu_seqlens_q,
-        cu_seqlens_k=cu_seqlens_k,
-        query_range=query_range,
-        key_range=key_range,
-        scale=scale,
-        lse=lse,
-        query_mask=query_mask,
-    )
+        PackedScoring(query, key, cu_seqlens_q, cu_seqlens_k, query_range, key_range, scale, lse, query_mask)
+    )  # fmt: skip
 
 
 def select(
@@ -384,8 +366,4 @@ def prune(
     )  # fmt: skip
     pairs = checks.token_tensors(tensors, dims, columns[0], key.device, key.shape[2] - sequence_start)
     scoring = Scoring(query, key, query_start, key_range, scale, lse, key_mask, query_mask)
-    if torch.compiler.is_compiling():
-        return compiled_prune(scoring, chosen, scores, tensors, pairs, sequence_start, backend)
-    deciding = (query, key) if scores is None else (query, key, scores)
-    run = implementation("prune", backend, *deciding, moved=tensors)
-    return run(scoring, chosen, scores, tuple(tensors), pairs, sequence_start, on_phase or (lambda phase: None))
+    return checked.prune(scoring, chosen, scores, tuple(tensors), pairs, sequence_start, backend, on_phase)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from adatp_kernels.ops.arguments import Scoring, Selection
+from adatp_kernels.ops.arguments import PackedScoring, Scoring, Selection
 
 NEG_INF = float("-inf")
 
@@ -48,21 +48,13 @@ def row_lse(query: Tensor, key: Tensor, *, query_start: int, scale: float, key_m
     return visible_logits(query, key, query_start, 0, scale, key_mask).logsumexp(-1).flatten(1, 2)
 
 
-def column_sums(
-    query: Tensor,
-    key: Tensor,
-    *,
-    query_start: int,
-    key_range: tuple[int, int],
-    scale: float,
-    lse: Tensor | None,
-    key_mask: Tensor | None,
-    query_mask: Tensor | None,
-) -> Tensor:
+def column_sums(scoring: Scoring) -> Tensor:
     """Mean over heads and rows of the softmax probabilities of the columns in ``key_range``."""
+    query, key, query_start, scale = scoring.query, scoring.key, scoring.query_start, scoring.scale
+    lse, key_mask, query_mask = scoring.lse, scoring.key_mask, scoring.query_mask
     if lse is None:
         lse = row_lse(query, key, query_start=query_start, scale=scale, key_mask=key_mask)
-    first, last = key_range
+    first, last = scoring.key_range
     logits = visible_logits(
         query, key[:, :, first:last], query_start, first, scale, None if key_mask is None else key_mask[:, first:last]
     )
@@ -77,43 +69,35 @@ def column_sums(
     return probability.sum(1) / (heads * query_mask.sum(1, keepdim=True).clamp(min=1))
 
 
-def column_sums_varlen(
-    query: Tensor,
-    key: Tensor,
-    *,
-    cu_seqlens_q: Tensor,
-    cu_seqlens_k: Tensor,
-    query_range: Tensor | None,
-    key_range: Tensor | None,
-    scale: float,
-    lse: Tensor | None,
-    query_mask: Tensor | None,
-    each: Callable[..., Tensor] = column_sums,
-) -> Tensor:
+def column_sums_varlen(packed: PackedScoring, each: Callable[[Scoring], Tensor] = column_sums) -> Tensor:
     """`column_sums`, or `each`, of every packed sequence alone, zero outside its range; waits for lengths and ranges."""
+    query, key, lse, query_mask = packed.query, packed.key, packed.lse, packed.query_mask
     scores = torch.zeros(len(key), dtype=torch.promote_types(query.dtype, torch.float32), device=key.device)
-    bounds = [list(itertools.pairwise(cumulative.tolist())) for cumulative in (cu_seqlens_q, cu_seqlens_k)]
+    bounds = [
+        list(itertools.pairwise(cumulative.tolist())) for cumulative in (packed.cu_seqlens_q, packed.cu_seqlens_k)
+    ]
     whole = [[(0, end - first) for first, end in side] for side in bounds]
     ranges = [
         given
         if chosen is None
         else [(max(0, a), min(b, n)) for (a, b), (_, n) in zip(chosen.tolist(), given, strict=True)]
-        for chosen, given in zip((query_range, key_range), whole, strict=True)
+        for chosen, given in zip((packed.query_range, packed.key_range), whole, strict=True)
     ]
     for (row, row_end), (first, end), rows, columns in zip(*bounds, *ranges, strict=True):
         if rows[0] >= rows[1] or columns[0] >= columns[1]:
             continue
         scoring = slice(row + rows[0], row + rows[1])
-        scores[first + columns[0] : first + columns[1]] = each(
+        own = Scoring(
             query[None, scoring].transpose(1, 2),
             key[None, first:end].transpose(1, 2),
             query_start=(end - first) - (row_end - row) + rows[0],
             key_range=(columns[0], columns[1]),
-            scale=scale,
+            scale=packed.scale,
             lse=None if lse is None else lse[None, :, scoring],
             key_mask=None,
             query_mask=None if query_mask is None else query_mask[None, scoring],
-        )[0]
+        )
+        scores[first + columns[0] : first + columns[1]] = each(own)[0]
     return scores
 
 
@@ -219,13 +203,13 @@ def prune(
     sequence_start: int,
     on_phase: Callable[[str], None],
     *,
-    score: Callable[..., Tensor] = column_sums,
-    choose: Callable[..., Tensor] = select,
+    score: Callable[[Scoring], Tensor] = column_sums,
+    choose: Callable[[Tensor, Selection], Tensor] = select,
     move: Callable[..., tuple[Tensor, ...]] = gather,
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
     """Score, select, gather, each by the operation given; text outside the columns survives. See `functional.prune`."""
     if scores is None:
-        scores = score(**vars(scoring))
+        scores = score(scoring)
     on_phase("score")
     columns = choose(scores, selection)
     first, last = (column - sequence_start for column in scoring.key_range)

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from adatp_kernels.ops.arguments import Scoring, Selection
+from adatp_kernels.ops.arguments import PackedScoring, Scoring, Selection
 from adatp_kernels.ops.triton import column_sums, column_sums_varlen, gather, select, stage
 
 Run = Callable[[], object]
@@ -85,7 +85,7 @@ def _given(lse: bool) -> str:
 
 def score(dtype: torch.dtype, dim: int, rows: int = 64, lse: torch.dtype | None = None, masks: bool = False) -> None:
     query, key = attention(dtype, dim, rows)
-    column_sums.column_sums(
+    scoring = Scoring(
         query,
         key,
         query_start=1400,
@@ -95,6 +95,7 @@ def score(dtype: torch.dtype, dim: int, rows: int = 64, lse: torch.dtype | None 
         key_mask=torch.ones(1, 1500, dtype=torch.bool) if masks else None,
         query_mask=torch.ones(1, rows, dtype=torch.bool) if masks else None,
     )
+    column_sums.column_sums(scoring)
 
 
 def attention(dtype: torch.dtype, dim: int, rows: int, keys: int = 1500) -> tuple[Tensor, Tensor]:
@@ -105,7 +106,7 @@ def packed(dtype: torch.dtype, dim: int, total: int = 3000, lse: torch.dtype | N
     query, key = torch.empty(total, HEADS, dim, dtype=dtype), torch.empty(total, KV_HEADS, dim, dtype=dtype)
     lengths = {name: torch.zeros(10, dtype=torch.int32)[total % 2 :][:9] for name in ("cu_seqlens_q", "cu_seqlens_k")}
     ranges = torch.zeros(8, 2, dtype=torch.int32)
-    column_sums_varlen.column_sums_varlen(
+    scoring = PackedScoring(
         query,
         key,
         **lengths,
@@ -115,6 +116,7 @@ def packed(dtype: torch.dtype, dim: int, total: int = 3000, lse: torch.dtype | N
         lse=None if lse is None else torch.empty(HEADS, total, dtype=lse),
         query_mask=None,
     )
+    column_sums_varlen.column_sums_varlen(scoring)
 
 
 def packed_batches() -> None:

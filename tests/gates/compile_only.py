@@ -11,7 +11,7 @@ import pkgutil
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from types import SimpleNamespace
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import torch
@@ -21,7 +21,8 @@ from triton.runtime import JITFunction
 from triton.runtime.driver import driver
 
 import adatp_kernels.ops.triton
-from adatp_kernels.ops.triton import tiles
+from adatp_kernels.ops.triton import overlap, tiles
+from adatp_kernels.ops.triton.launch import Launcher
 
 
 @dataclass(frozen=True)
@@ -41,15 +42,18 @@ GPUS = {
 }
 
 
-def find_kernels() -> list[JITFunction]:
-    """Every function of ops/triton that is launched, found by its name: a new one cannot be forgotten here."""
+def _modules() -> list[ModuleType]:
     package = adatp_kernels.ops.triton
-    modules = [
+    return [
         importlib.import_module(f"{package.__name__}.{found.name}") for found in pkgutil.iter_modules(package.__path__)
     ]
+
+
+def find_kernels() -> list[JITFunction]:
+    """Every function of ops/triton that is launched, found by its name: a new one cannot be forgotten here."""
     kernels = {
         name: value
-        for module in modules
+        for module in _modules()
         for name, value in vars(module).items()
         if isinstance(value, JITFunction) and name.endswith("_kernel")
     }
@@ -57,6 +61,7 @@ def find_kernels() -> list[JITFunction]:
 
 
 KERNELS = find_kernels()
+LAUNCHERS = [value for module in _modules() for value in vars(module).values() if isinstance(value, Launcher)]
 
 
 class CompileOnlyDriver:
@@ -97,14 +102,21 @@ def compiling_for(name: str, kernels: list[JITFunction] = KERNELS) -> Iterator[N
     before, architecture = driver._active, tiles.architecture
     driver.set_active(CompileOnlyDriver(GPUS[name]))
     tiles.architecture = lambda device: name
-    for kernel in kernels:
-        kernel.device_caches.clear()
+    _forget(kernels)
     try:
         yield
     finally:
-        for kernel in kernels:  # while the driver is there that unloads them
-            kernel.device_caches.clear()
+        _forget(kernels)  # while the driver is there that unloads them
         driver._active, tiles.architecture = before, architecture
+
+
+def _forget(kernels: list[JITFunction]) -> None:
+    """What was compiled, and for which architecture."""
+    for launcher in LAUNCHERS:
+        launcher.forget()
+    for kernel in kernels:
+        kernel.device_caches.clear()
+    overlap.overlapping.cache_clear()
 
 
 def compiled(kernels: list[JITFunction] = KERNELS) -> list[Any]:

@@ -1,13 +1,16 @@
 """gather on Triton: bit for bit the reference, and many tensors in few launches of few kernels."""
 
 import functools
+import math
 
 import pytest
 import torch
 from op_inputs import counted
 
 from adatp_kernels import ops
+from adatp_kernels.ops.triton import folding
 from adatp_kernels.ops.triton import gather as kernels
+from adatp_kernels.ops.triton.folding import fold
 
 
 def same(indices, tensors, dims, device):
@@ -17,6 +20,14 @@ def same(indices, tensors, dims, device):
         assert actual.dtype == wanted.dtype
         assert actual.shape == wanted.shape
         assert actual.contiguous().view(torch.uint8).equal(wanted.contiguous().view(torch.uint8))
+
+
+def fold_of(tensor, token, *, kept=None, batch=None):
+    """How a tensor folds of whose tokens `kept` stay."""
+    shape = list(tensor.shape)
+    shape[token] = shape[token] if kept is None else kept
+    aligned = math.gcd(16, tensor.data_ptr())
+    return fold(tensor.shape, tensor.stride(), tensor.element_size(), aligned, tuple(shape), batch, token)
 
 
 def indices_of(batch, kept, length, seed=0):
@@ -67,7 +78,7 @@ def test_strided_views(device):
 
 def test_what_does_not_fold_is_moved_all_the_same(device):
     tensor = torch.randn(2, 3, 4, 7, 6)[:, :, :3]
-    assert kernels._fold(tensor, torch.empty(2, 3, 3, 4, 6), 0, 3) is None
+    assert fold_of(tensor, 3, kept=4, batch=0) is None
     same(indices_of(2, 4, 7), [tensor, torch.randn(2, 7)], [3, 1], device)
 
 
@@ -103,10 +114,12 @@ def test_no_batch_and_lazy_views(device):
 def launches(monkeypatch):
     """What every launch moves: its runs of tensors that fold alike."""
     seen, launch = [], kernels._launch
+    kernels._plan.cache_clear()
     monkeypatch.setattr(
-        kernels, "_launch", lambda indices, runs, follows: (seen.append(runs), launch(indices, runs, follows))
+        kernels, "_launch", lambda indices, chosen, *rest: (seen.append(chosen.runs), launch(indices, chosen, *rest))
     )
-    return seen
+    yield seen
+    kernels._plan.cache_clear()
 
 
 def compiled(runs):
@@ -132,7 +145,7 @@ def stage(length, layers, batch=1, heads=4, head_dim=128, rotary_dtype=torch.bfl
 )
 def test_the_stages_of_a_prompt_share_few_kernels(model, stages, compact, most_kernels, most_launches, monkeypatch):
     launches = []
-    monkeypatch.setattr(kernels, "_launch", lambda indices, runs, follows: launches.append(runs))
+    monkeypatch.setattr(kernels, "_launch", lambda indices, chosen, *_: launches.append(chosen.runs))
     for number in range(1, stages + 1):
         length, before = 2000 - 23 * number, len(launches)
         tensors, dims = stage(length, number + 1 if compact else 0, **model)
@@ -155,7 +168,7 @@ def test_tensors_of_several_kinds_in_any_order(launches, device):
     many = [many[i] for i in torch.randperm(len(many), generator=generator)]
     same(indices_of(2, 4, length), [tensor for tensor, _ in many], [token for _, token in many], device)
     (runs,) = launches
-    assert sorted((len(run.moves), run.slots) for run in runs) == [(4, 4), (5, 16), (5, 16), (8, 16), (20, 64)]
+    assert sorted((len(run.tensors), run.slots) for run in runs) == [(4, 4), (5, 16), (5, 16), (8, 16), (20, 64)]
 
 
 def test_more_tensors_than_a_launch_has_slots(launches, device):
@@ -164,7 +177,7 @@ def test_more_tensors_than_a_launch_has_slots(launches, device):
     other = [torch.randn(1, 6, generator=generator), torch.randn(1, 6, 3, generator=generator)]
     tensors = [other[0], *alike, other[1]]
     same(indices_of(1, 3, 6), tensors, [1, *[2] * len(alike), 1], device)
-    assert [[(len(run.moves), run.slots) for run in runs] for runs in launches] == [
+    assert [[(len(run.tensors), run.slots) for run in runs] for runs in launches] == [
         [(64, 64)],
         [(3, 64)],
         [(1, 1), (64, 64), (1, 1)],
@@ -179,14 +192,12 @@ def test_more_layouts_than_a_launch_has_slots(launches, monkeypatch, device):
 
 
 def test_slots_that_are_left_over_have_no_programs(launches, monkeypatch, device):
-    grids, kernel = [], kernels._gather_kernel
-
-    class Recorder:
-        def __getitem__(self, grid):
-            grids.append(grid)
-            return kernel[grid]
-
-    monkeypatch.setattr(kernels, "_gather_kernel", Recorder())
+    grids, run = [], kernels._launch_kernel.run
+    monkeypatch.setattr(
+        kernels._launch_kernel,
+        "run",
+        lambda key, grid, *rest, **options: (grids.append(grid), run(key, grid, *rest, **options)),
+    )
     tensors = [*[torch.randn(2, 3, 8, 16) for _ in range(5)], torch.randn(2, 8, 300)]
     same(indices_of(2, 4, 8), tensors, [*[2] * 5, 1], device)
     assert grids == [(5 * 3 + 5, 1, 2)]  # heads, then parts of 64 elements of the 300
@@ -212,7 +223,7 @@ def test_rows_of_parts_of_several_heads(device):
 
 def test_words_are_as_wide_as_alignment_allows():
     def bytes_of(tensor, token=1):
-        kind = kernels._fold(tensor, torch.empty(*tensor.shape), None, token).kind
+        kind = fold_of(tensor, token).kind
         return kind.word * kind.unit
 
     flat = torch.zeros(4 * 6 * 64 + 8, dtype=torch.bfloat16)
@@ -223,13 +234,13 @@ def test_words_are_as_wide_as_alignment_allows():
 
 def test_rows_are_wide():
     hidden, keys, mask = torch.empty(1, 6, 896).half(), torch.empty(1, 4, 6, 128).half(), torch.empty(1, 20, 6) > 0
-    folds = [kernels._fold(tensor, tensor, None, token) for tensor, token in ((hidden, 1), (keys, 2), (mask, 2))]
+    folds = [fold_of(tensor, token) for tensor, token in ((hidden, 1), (keys, 2), (mask, 2))]
     assert [(fold.rows // 16, fold.kind.block) for fold in folds] == [(7, 32), (4, 32), (1, 32)]
     assert folds[0].kind == folds[1].kind
 
 
 def test_more_tokens_than_an_int32_counts_do_not_fold():
-    assert kernels._fold(torch.zeros(1, dtype=torch.int8).expand(1 << 31), torch.empty(3), None, 0) is None
+    assert fold_of(torch.zeros(1, dtype=torch.int8).expand(1 << 31), 0, kept=3) is None
 
 
 @pytest.mark.parametrize(
@@ -253,8 +264,8 @@ def test_offsets_beyond_32_bits(shape, strides, device):
 
 @pytest.mark.parametrize("limit", ["_TENSOR_ROWS", "_GRID"])
 def test_what_no_grid_holds_is_moved_by_torch(limit, launches, monkeypatch, device):
-    monkeypatch.setattr(kernels, limit, 1)
-    kernels._fold_layout.cache_clear()
+    monkeypatch.setattr(folding if limit == "_TENSOR_ROWS" else kernels, limit, 1)
+    fold.cache_clear()
     same(indices_of(2, 3, 8), [torch.randn(2, 3, 8, 16)], 2, device)
-    kernels._fold_layout.cache_clear()
+    fold.cache_clear()
     assert not launches

@@ -7,6 +7,7 @@ from brute_force import assert_as_good_as_plain
 from op_inputs import inputs, left_padding
 
 from adatp_kernels import ops
+from adatp_kernels.ops.arguments import Scoring
 from adatp_kernels.ops.triton import column_sums as kernels
 from adatp_kernels.ops.triton import row_lse as lse_kernels
 from adatp_kernels.ops.triton import tiles
@@ -205,17 +206,8 @@ def test_splits_of_unlike_size(device, monkeypatch):
 def test_workspace_is_zeroed_and_nothing_else(device):
     query, key = (tensor.to(device) for tensor in inputs(2, 40, 64))
     memory = torch.full((5000 + 512,), -1, dtype=torch.int64, device=device)
-    kernels.partial_column_sums(
-        query,
-        key,
-        query_start=38,
-        key_range=(0, 20),
-        scale=1.0,
-        lse=None,
-        key_mask=None,
-        query_mask=None,
-        workspace=memory[:5000],
-    )
+    scoring = Scoring(query, key, 38, (0, 20), scale=1.0, lse=None, key_mask=None, query_mask=None)
+    kernels.partial_column_sums(scoring, memory[:5000])
     assert (memory[:5000] == 0).all() and (memory[5000:] == -1).all()
 
 

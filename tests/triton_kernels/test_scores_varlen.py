@@ -8,6 +8,7 @@ from op_inputs import packed
 
 from adatp_kernels import ops
 from adatp_kernels.ops import reference
+from adatp_kernels.ops.arguments import PackedScoring
 from adatp_kernels.ops.triton import column_sums_varlen as kernels
 
 RELATIVE = {torch.float32: 1e-5, torch.float16: 3e-3, torch.bfloat16: 2e-2}
@@ -136,8 +137,10 @@ def test_ranges_that_nobody_checked_stay_within_their_sequence(device):
     for backend in (kernels, reference):
         runs = [
             backend.column_sums_varlen(
-                query.to(device), key.to(device), scale=0.125, lse=None, query_mask=None,
-                **{name: value.to(device) for name, value in (where | ranges).items()},
+                PackedScoring(
+                    query.to(device), key.to(device), scale=0.125, lse=None, query_mask=None,
+                    **{name: value.to(device) for name, value in (where | ranges).items()},
+                )
             )
             for ranges in (wide, clipped)
         ]  # fmt: skip

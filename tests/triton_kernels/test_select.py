@@ -241,23 +241,17 @@ def test_more_text_than_a_block(select_by):
     assert kept == [*range(300), 302, 303, *range(304, 604 + 257)]
 
 
-class Recorder:
-    """Stands in for a kernel, and notes the grid of each launch and the columns of a program."""
-
-    def __init__(self, launches):
-        self.launches = launches
-
-    def __getitem__(self, grid):
-        return lambda *_, BLOCK, **__: self.launches.append((grid, BLOCK))
-
-
 @pytest.mark.parametrize("dedup", ["strict", "soft", "off"])
 @pytest.mark.parametrize("told", [False, True])
 def test_no_program_has_more_than_a_32nd_of_a_long_segment(told, dedup, monkeypatch):
     """FastV's, and a still video's; without ranges, too, where it is the only one."""
     columns, launches = 100_352, []
     for name in ("enter", "rank", "narrow", "count", "write"):
-        monkeypatch.setattr(select_split, f"_{name}_kernel", Recorder(launches))
+        monkeypatch.setattr(
+            select_split,
+            f"_launch_{name}",
+            lambda grid, _, __, constants, **___: launches.append((grid, constants["BLOCK"])),
+        )
     ids, budgets = torch.zeros(1, columns, dtype=torch.int64), torch.tensor([[9]])
     selection = Selection(ids, ids, budgets, dedup, 0.5, None, 9, 196)
     if told:

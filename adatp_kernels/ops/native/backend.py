@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
 
 from torch import Tensor
 
-from adatp_kernels.ops.arguments import Scoring
+from adatp_kernels.ops.arguments import Scoring, Selection
 from adatp_kernels.ops.native import cpu, cuda
 
 
@@ -31,13 +30,18 @@ def refuses(operation: str, *tensors: Tensor, moved: Sequence[Tensor] = ()) -> s
     return _library(tensors[0]).refuses(operation, *tensors, moved=moved)
 
 
-def _by_device(operation: str, first: Tensor, *arguments: Any, **options: Any) -> Any:
-    return getattr(_library(first), operation)(first, *arguments, **options)
-
-
+# A GPU's tensors are refused by these.
 row_lse, gather, column_sums_varlen = cpu.row_lse, cpu.gather, cpu.column_sums_varlen
-column_sums = functools.partial(_by_device, "column_sums")
-select = functools.partial(_by_device, "select")
+
+
+def column_sums(scoring: Scoring) -> Tensor:
+    """As `functional.column_sums`."""
+    return _library(scoring.key).column_sums(scoring)
+
+
+def select(scores: Tensor, selection: Selection) -> Tensor:
+    """As `functional.select`."""
+    return _library(scores).select(scores, selection)
 
 
 def prune(scoring: Scoring, *arguments: Any) -> tuple[Tensor, tuple[Tensor, ...]]:

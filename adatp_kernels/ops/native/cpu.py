@@ -10,7 +10,7 @@ from torch import Tensor
 
 from adatp_kernels.config import DEDUPLICATION
 from adatp_kernels.ops import reference
-from adatp_kernels.ops.arguments import Selection, moved_shape
+from adatp_kernels.ops.arguments import Scoring, Selection, moved_shape
 from adatp_kernels.ops.checks import is_unusual
 from adatp_kernels.ops.native.build import Library, find_or_build
 from adatp_kernels.ops.native.recipe import CPU, BuildError
@@ -56,22 +56,15 @@ def row_lse(query: Tensor, key: Tensor, *, query_start: int, scale: float, key_m
     return lse
 
 
-def column_sums(
-    query: Tensor,
-    key: Tensor,
-    *,
-    query_start: int,
-    key_range: tuple[int, int],
-    scale: float,
-    lse: Tensor | None,
-    key_mask: Tensor | None,
-    query_mask: Tensor | None,
-) -> Tensor:
+def column_sums(scoring: Scoring) -> Tensor:
     """As `functional.column_sums`."""
-    scores = torch.empty(len(key), key_range[1] - key_range[0], dtype=torch.float32, device=key.device)
-    lse = None if lse is None else lse.float()
-    start = min(query_start, key.shape[2])
-    _ops.column_sums(query, key, lse, key_mask, query_mask, scores, start, key_range[0], scale, _limit)
+    key, (first, last) = scoring.key, scoring.key_range
+    scores = torch.empty(key.shape[0], last - first, dtype=torch.float32, device=key.device)
+    lse = None if scoring.lse is None else scoring.lse.float()
+    start = min(scoring.query_start, key.shape[2])
+    _ops.column_sums(
+        scoring.query, key, lse, scoring.key_mask, scoring.query_mask, scores, start, first, scoring.scale, _limit
+    )  # fmt: skip
     return scores
 
 
@@ -93,7 +86,7 @@ def gather(indices: Tensor, tensors: Sequence[Tensor], dims: Sequence[tuple[int,
     """As `functional.gather`."""
     results, moves = [], []
     for tensor, (batch, token) in zip(tensors, dims, strict=True):
-        shape = moved_shape(tensor, (batch, token), *indices.shape)
+        shape = moved_shape(tensor.shape, (batch, token), *indices.shape)
         results.append(torch.empty(shape, dtype=tensor.dtype, device=tensor.device))
         if results[-1].numel():
             moves.append((tensor.resolve_conj().resolve_neg(), results[-1], batch, token))

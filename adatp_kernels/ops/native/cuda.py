@@ -87,22 +87,15 @@ def _on_its_device(operation: Callable) -> Callable:
 
 
 @_on_its_device
-def column_sums(
-    query: Tensor,
-    key: Tensor,
-    *,
-    query_start: int,
-    key_range: tuple[int, int],
-    scale: float,
-    lse: Tensor | None,
-    key_mask: Tensor | None,
-    query_mask: Tensor | None,
-) -> Tensor:
+def column_sums(scoring: Scoring) -> Tensor:
     """As `functional.column_sums`."""
-    scores = torch.empty(len(key), key_range[1] - key_range[0], dtype=torch.float32, device=key.device)
-    lse = None if lse is None else lse.float()
-    start = min(query_start, key.shape[2])  # beyond, it says no more, and might not fit 32 bits
-    torch.ops.adatp_cuda.column_sums(query, key, lse, key_mask, query_mask, scores, start, key_range[0], scale)
+    key, (first, last) = scoring.key, scoring.key_range
+    scores = torch.empty(key.shape[0], last - first, dtype=torch.float32, device=key.device)
+    lse = None if scoring.lse is None else scoring.lse.float()
+    start = min(scoring.query_start, key.shape[2])  # beyond, it says no more, and might not fit 32 bits
+    torch.ops.adatp_cuda.column_sums(
+        scoring.query, key, lse, scoring.key_mask, scoring.query_mask, scores, start, first, scoring.scale
+    )
     return scores
 
 
@@ -137,7 +130,7 @@ def prune(
     batch, after = len(selection.segments), scoring.key.shape[2] - sequence_start - last
     kept = torch.empty(batch, first + selection.num_selected + after, dtype=torch.int64, device=scoring.device)
     targets = [
-        torch.empty(moved_shape(tensor, pair, *kept.shape), dtype=tensor.dtype, device=tensor.device)
+        torch.empty(moved_shape(tensor.shape, pair, *kept.shape), dtype=tensor.dtype, device=tensor.device)
         for tensor, pair in zip(tensors, dims, strict=True)
     ]
     sources = [tensor.resolve_conj().resolve_neg() for tensor in tensors]

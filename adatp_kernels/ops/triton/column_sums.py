@@ -8,13 +8,13 @@ is always the same.
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
+from adatp_kernels.ops.arguments import Scoring
+from adatp_kernels.ops.triton.launch import Launcher
 from adatp_kernels.ops.triton.operands import LOG2_E, load_keys, load_rows, precision
 from adatp_kernels.ops.triton.overlap import begin, overlapping
 from adatp_kernels.ops.triton.row_lse import partial_row_lse
@@ -91,7 +91,7 @@ def probability_sums(
 # What changes from stage to stage, or prompt to prompt, must not make the compiler specialise again.
 @triton.jit(
     do_not_specialize=[
-        "rows", "first_column", "num_columns", "query_start", "workspace_words",
+        "rows", "first_column", "num_columns", "query_start", "scale_log2", "workspace_words",
         "stride_lb", "stride_lh", "stride_ls", "splits", "stride_mb", "stride_rb",
     ],
     do_not_specialize_on_alignment=["lse", "key_mask", "query_mask"],
@@ -185,18 +185,10 @@ def _mean_kernel(
     tl.store(scores + batch * num_columns + o_c, b_mean, mask=m_c)
 
 
-def partial_column_sums(
-    query: Tensor,
-    key: Tensor,
-    *,
-    query_start: int,
-    key_range: tuple[int, int],
-    scale: float,
-    lse: Tensor | None,
-    key_mask: Tensor | None,
-    query_mask: Tensor | None,
-    workspace: Tensor | None = None,
-) -> Tensor:
+_launch_column_sums, _launch_mean = Launcher(_column_sums_kernel), Launcher(_mean_kernel)
+
+
+def partial_column_sums(scoring: Scoring, workspace: Tensor | None = None) -> Tensor:
     """Probabilities of each column summed over each key head's rows, [B, Hkv, v1-v0] float32.
 
     One launch, or two if the LSE is not given: then the keys are read twice, the second time from the L2
@@ -204,42 +196,57 @@ def partial_column_sums(
     to keep every tile on chip until all programs have met, and so a grid no larger than the chip.
     A `workspace`, if given, is zeroed on the way.
     """
+    query, key, lse, key_mask, query_mask = (
+        scoring.query,
+        scoring.key,
+        scoring.lse,
+        scoring.key_mask,
+        scoring.query_mask,
+    )
     batch, query_heads, rows, dim = query.shape
-    kv_heads, (first, last) = key.shape[1], key_range
+    _, kv_heads, num_keys, _ = key.shape
+    first, last = scoring.key_range
     group = query_heads // kv_heads
-    query_start = min(query_start, key.shape[2])
+    query_start = min(scoring.query_start, num_keys)
     if lse is None:
-        splits, most = partial_row_lse(query, key, query_start=query_start, scale=scale, key_mask=key_mask)
+        splits, most = partial_row_lse(query, key, query_start=query_start, scale=scoring.scale, key_mask=key_mask)
     else:
         splits, most = lse[None], 1
     tile = tile_for(query)
     heads, text = row_tile(tile, group, rows)
     partial = torch.empty(batch, kv_heads, last - first, dtype=torch.float32, device=query.device)
     masks = [key if mask is None else mask.view(torch.uint8) for mask in (key_mask, query_mask)]
-    _column_sums_kernel[(ceil_div(last - first, tile.columns), kv_heads, batch)](
-        query, key, splits, *masks, partial, partial if workspace is None else workspace,
-        rows, kv_heads, first, last - first, query_start, scale * LOG2_E.value,
-        0 if workspace is None else workspace.numel(),
-        *query.stride(), *key.stride(), *splits.stride(), len(splits),
-        *((0, 0) if key_mask is None else key_mask.stride()), *((0, 0) if query_mask is None else query_mask.stride()),
-        CAUSAL=last - 1 > query_start, GROUP=group, HEAD_DIM=dim, BLOCK_D=max(16, power_of_two(dim)),
-        BLOCK_H=heads, BLOCK_T=text, BLOCK_N=tile.columns, SPLITS=most,
-        HAS_KEY_MASK=key_mask is not None, HAS_QUERY_MASK=query_mask is not None,
-        HAS_WORKSPACE=workspace is not None, PRECISION=precision(query.dtype), num_warps=tile.warps, num_stages=tile.stages,
-        **overlapping(query.device, follows=lse is None),
+    _launch_column_sums(
+        (ceil_div(last - first, tile.columns), kv_heads, batch),
+        (query, key, splits, *masks, partial, partial if workspace is None else workspace),
+        (
+            rows, kv_heads, first, last - first, query_start, scoring.scale * LOG2_E.value,
+            0 if workspace is None else workspace.numel(),
+            *query.stride(), *key.stride(), *splits.stride(), splits.shape[0],
+            *((0, 0) if key_mask is None else key_mask.stride()), *((0, 0) if query_mask is None else query_mask.stride()),
+        ),
+        {
+            "CAUSAL": last - 1 > query_start, "GROUP": group, "HEAD_DIM": dim, "BLOCK_D": max(16, power_of_two(dim)),
+            "BLOCK_H": heads, "BLOCK_T": text, "BLOCK_N": tile.columns, "SPLITS": most,
+            "HAS_KEY_MASK": key_mask is not None, "HAS_QUERY_MASK": query_mask is not None,
+            "HAS_WORKSPACE": workspace is not None, "PRECISION": precision(query.dtype),
+            **overlapping(query.device, follows=lse is None),
+        },
+        num_warps=tile.warps, num_stages=tile.stages,
     )  # fmt: skip
     return partial
 
 
-def column_sums(query: Tensor, key: Tensor, *, query_mask: Tensor | None, **options: Any) -> Tensor:
+def column_sums(scoring: Scoring) -> Tensor:
     """As `functional.column_sums`: the partial sums, and one more launch for their mean."""
-    partial = partial_column_sums(query, key, query_mask=query_mask, **options)
-    batch, kv_heads, columns = partial.shape
+    partial = partial_column_sums(scoring)
+    query, query_mask, (batch, kv_heads, columns) = scoring.query, scoring.query_mask, partial.shape
     scores = torch.empty(batch, columns, dtype=torch.float32, device=query.device)
     mask = partial if query_mask is None else query_mask.view(torch.uint8)
-    _mean_kernel[(ceil_div(columns, 256), batch)](
-        partial, mask, scores,
-        columns, query.shape[2], query.shape[1] // kv_heads, *((0, 0) if query_mask is None else mask.stride()),
-        KV_HEADS=kv_heads, HAS_QUERY_MASK=query_mask is not None, BLOCK_N=256,
-    )  # fmt: skip
+    _launch_mean(
+        (ceil_div(columns, 256), batch, 1),
+        (partial, mask, scores),
+        (columns, query.shape[2], query.shape[1] // kv_heads, *((0, 0) if query_mask is None else mask.stride())),
+        {"KV_HEADS": kv_heads, "HAS_QUERY_MASK": query_mask is not None, "BLOCK_N": 256},
+    )
     return scores

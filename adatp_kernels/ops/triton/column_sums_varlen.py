@@ -10,7 +10,9 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from adatp_kernels.ops.arguments import PackedScoring
 from adatp_kernels.ops.triton.column_sums import mean_of_partials, probability_sums
+from adatp_kernels.ops.triton.launch import Launcher
 from adatp_kernels.ops.triton.operands import LOG2_E, load_keys, load_rows, precision
 from adatp_kernels.ops.triton.row_lse import lse_over_keys
 from adatp_kernels.ops.triton.tiles import ceil_div, packed_tile, power_of_two, tile_for
@@ -51,7 +53,7 @@ def _load_range(ranges, sequence, length, stride_b, stride_e, HAS_RANGE: tl.cons
 
 # What changes from batch to batch must not make the compiler specialise again.
 @triton.jit(
-    do_not_specialize=["num_sequences", "total_rows", "stride_cq", "stride_ck", "stride_rb", "stride_re"],
+    do_not_specialize=["num_sequences", "total_rows", "scale_log2", "stride_cq", "stride_ck", "stride_rb", "stride_re"],
     do_not_specialize_on_alignment=["cu_seqlens_q", "cu_seqlens_k", "query_range"],
 )
 def _row_lse_varlen_kernel(
@@ -99,7 +101,7 @@ def _row_lse_varlen_kernel(
 
 @triton.jit(
     do_not_specialize=[
-        "num_sequences", "total_keys", "splits", "stride_cq", "stride_ck", "stride_rb", "stride_re", "stride_vb",
+        "num_sequences", "total_keys", "scale_log2", "splits", "stride_cq", "stride_ck", "stride_rb", "stride_re", "stride_vb",
         "stride_ve", "stride_lh", "stride_ls", "stride_mt",
     ],
     do_not_specialize_on_alignment=["lse", "cu_seqlens_q", "cu_seqlens_k", "query_range", "key_range", "query_mask"],
@@ -174,54 +176,68 @@ def _mean_varlen_kernel(
     tl.store(scores + first_key + o_n, b_mean, mask=o_n < length_k)
 
 
-def column_sums_varlen(
-    query: Tensor,
-    key: Tensor,
-    *,
-    cu_seqlens_q: Tensor,
-    cu_seqlens_k: Tensor,
-    query_range: Tensor | None,
-    key_range: Tensor | None,
-    scale: float,
-    lse: Tensor | None,
-    query_mask: Tensor | None,
-) -> Tensor:
+_launch_row_lse, _launch_column_sums, _launch_mean = map(
+    Launcher, (_row_lse_varlen_kernel, _column_sums_varlen_kernel, _mean_varlen_kernel)
+)
+
+
+def column_sums_varlen(packed: PackedScoring) -> Tensor:
     """As `functional.column_sums_varlen`: two launches, three if the LSE is not given."""
+    query, key, lse, query_range, key_range = packed.query, packed.key, packed.lse, packed.query_range, packed.key_range
+    cu_seqlens_q, cu_seqlens_k, query_mask = packed.cu_seqlens_q, packed.cu_seqlens_k, packed.query_mask
     (total_rows, query_heads, dim), (total_keys, kv_heads, _) = query.shape, key.shape
     group, num_sequences = query_heads // kv_heads, len(cu_seqlens_k) - 1
+    scale_log2 = packed.scale * LOG2_E.value
     tile = tile_for(query)
     heads, text = packed_tile(tile, group)
     lengths = (*cu_seqlens_q.stride(), *cu_seqlens_k.stride())
     rows, columns = (key if ranges is None else ranges for ranges in (query_range, key_range))
     row_strides, column_strides = ((0, 0) if r is None else r.stride() for r in (query_range, key_range))
     mask, mask_stride = (key, 0) if query_mask is None else (query_mask.view(torch.uint8), query_mask.stride(0))
-    sizes = {
-        "GROUP": group, "HEAD_DIM": dim, "BLOCK_D": max(16, power_of_two(dim)), "BLOCK_H": heads, "BLOCK_T": text,
-        "BLOCK_N": tile.columns, "SPLITS": _SPLITS if lse is None else 1, "PRECISION": precision(query.dtype),
-        "num_warps": tile.warps, "num_stages": tile.stages,
-    }  # fmt: skip
-    has_rows = query_range is not None
+    has_rows, most = query_range is not None, _SPLITS if lse is None else 1
+    product = {
+        "GROUP": group,
+        "HEAD_DIM": dim,
+        "BLOCK_D": max(16, power_of_two(dim)),
+        "BLOCK_H": heads,
+        "BLOCK_T": text,
+    }
     if lse is None:
         splits = torch.empty(_SPLITS, query_heads, total_rows, dtype=torch.float32, device=query.device)
-        head_tiles = ceil_div(group, heads)
-        _row_lse_varlen_kernel[(total_rows // text + num_sequences, _SPLITS, kv_heads * head_tiles)](
-            query, key, cu_seqlens_q, cu_seqlens_k, rows, splits,
-            num_sequences, total_rows, scale * LOG2_E.value, *lengths, *row_strides, *query.stride(), *key.stride(),
-            HAS_QUERY_RANGE=has_rows, **sizes,
+        _launch_row_lse(
+            (total_rows // text + num_sequences, _SPLITS, kv_heads * ceil_div(group, heads)),
+            (query, key, cu_seqlens_q, cu_seqlens_k, rows, splits),
+            (num_sequences, total_rows, scale_log2, *lengths, *row_strides, *query.stride(), *key.stride()),
+            {
+                "HAS_QUERY_RANGE": has_rows, "SPLITS": most, **product, "BLOCK_N": tile.columns,
+                "PRECISION": precision(query.dtype),
+            },
+            num_warps=tile.warps, num_stages=tile.stages,
         )  # fmt: skip
     else:
         splits = lse[None]
     partial = torch.empty(kv_heads, total_keys, dtype=torch.float32, device=query.device)
-    _column_sums_varlen_kernel[(total_keys // tile.columns + num_sequences, kv_heads)](
-        query, key, splits, cu_seqlens_q, cu_seqlens_k, rows, columns, mask, partial,
-        num_sequences, total_keys, scale * LOG2_E.value, *lengths, *row_strides, *column_strides,
-        *query.stride(), *key.stride(), *splits.stride(), len(splits), mask_stride,
-        HAS_QUERY_RANGE=has_rows, HAS_KEY_RANGE=key_range is not None, HAS_QUERY_MASK=query_mask is not None, **sizes,
+    _launch_column_sums(
+        (total_keys // tile.columns + num_sequences, kv_heads, 1),
+        (query, key, splits, cu_seqlens_q, cu_seqlens_k, rows, columns, mask, partial),
+        (
+            num_sequences, total_keys, scale_log2, *lengths, *row_strides, *column_strides,
+            *query.stride(), *key.stride(), *splits.stride(), len(splits), mask_stride,
+        ),
+        {
+            "HAS_QUERY_RANGE": has_rows, "HAS_KEY_RANGE": key_range is not None, "HAS_QUERY_MASK": query_mask is not None,
+            **product, "BLOCK_N": tile.columns, "SPLITS": most, "PRECISION": precision(query.dtype),
+        },
+        num_warps=tile.warps, num_stages=tile.stages,
     )  # fmt: skip
     scores = torch.zeros(total_keys, dtype=torch.float32, device=query.device)  # also behind the last sequence
-    _mean_varlen_kernel[(total_keys // 256 + num_sequences,)](
-        partial, cu_seqlens_q, cu_seqlens_k, rows, mask, scores,
-        num_sequences, total_keys, *lengths, *row_strides, mask_stride,
-        KV_HEADS=kv_heads, HAS_QUERY_RANGE=has_rows, HAS_QUERY_MASK=query_mask is not None, GROUP=group, BLOCK_N=256,
+    _launch_mean(
+        (total_keys // 256 + num_sequences, 1, 1),
+        (partial, cu_seqlens_q, cu_seqlens_k, rows, mask, scores),
+        (num_sequences, total_keys, *lengths, *row_strides, mask_stride),
+        {
+            "KV_HEADS": kv_heads, "HAS_QUERY_RANGE": has_rows, "HAS_QUERY_MASK": query_mask is not None, "GROUP": group,
+            "BLOCK_N": 256,
+        },
     )  # fmt: skip
     return scores

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import functools
-import math
-from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 import triton
@@ -14,18 +13,21 @@ from torch import Tensor
 
 from adatp_kernels.ops import reference
 from adatp_kernels.ops.arguments import moved_shape
+from adatp_kernels.ops.triton.folding import Fold, Strides, fold
+from adatp_kernels.ops.triton.launch import Launcher, kinds_of
 from adatp_kernels.ops.triton.overlap import begin, overlapping
-from adatp_kernels.ops.triton.tiles import ceil_div, power_of_two
+from adatp_kernels.ops.triton.tiles import ceil_div
 
-# What one program moves: 16 kB of 8-byte words, of as many tokens for every tensor, so that none has to divide.
-_TOKENS, _BLOCK = 64, 32
+_TOKENS = (
+    64  # what one program moves: 16 kB of 8-byte words, of as many tokens for every tensor, so that none has to divide
+)
 _WORDS = {8: torch.int64, 4: torch.int32, 2: torch.int16, 1: torch.int8}
 # How many tensors of one layout a kernel takes. Few numbers, since Triton compiles a kernel for each of them.
 _SLOTS = (1, 4, 16, 64)
 _LAUNCH_SLOTS = 128  # of all layouts: their pointers fit the 4 kB to which some drivers limit a kernel's arguments
 _BRANCH = 16  # of how many slots a program looks at all
-_TENSOR_ROWS = 1 << 19  # 16 times the rows of a launch are an int32
 _GRID = 65535  # programs along the second and third dimension
+_INT32 = (1 << 31) - 1
 
 
 # What changes from stage to stage must not make the compiler specialise again.
@@ -115,42 +117,11 @@ def _choose(condition, new, old):
     )
 
 
-class _Kind(NamedTuple):
-    """What a tensor is to the compiler; a kernel has code for each kind."""
-
-    word: int  # bytes of an element
-    unit: int  # words that lie side by side and aligned in source and target; two are moved as 16 bytes
-    block: int  # words of a row
-    strided: bool  # inner units lie apart in source or target
-    split: bool  # there are several outer indices, and each has several rows
-    far: bool  # offsets within a row are beyond 32 bits
-
-
-class _Strides(NamedTuple):
-    batch: int
-    row: int
-    token: int
-    inner: int
-
-
-class _Fold(NamedTuple):
-    """A tensor as [batch, outer, token, inner] units, of which outer and inner make rows; numbers are 16-fold.
-
-    Triton compiles anew for every pattern of a tuple's integers that are divisible by 16 or equal to 1, whatever it is
-    told; as they come, there is one pattern for all stages.
-    """
-
-    kind: _Kind
-    rows: int
-    inner: int
-    part: int  # how many of the inner units a row is further on than the one before
-    parts: int  # rows of each outer index
-    source: _Strides
-    target: _Strides
+_launch_kernel = Launcher(_gather_kernel)
 
 
 class _Layout(NamedTuple):
-    """What the kernel knows of a run of tensors that fold alike: a `_Fold`, and which rows are theirs, 16-fold, too."""
+    """What the kernel knows of a run of tensors that fold alike: a `Fold`, and which rows are theirs, 16-fold, too."""
 
     first: int
     end: int
@@ -158,19 +129,40 @@ class _Layout(NamedTuple):
     inner: int
     part: int
     parts: int
-    source: _Strides
-    target: _Strides
+    source: Strides
+    target: Strides
 
 
-_Move = tuple[Tensor, Tensor]  # source and target, viewed as words
+class Run(NamedTuple):
+    """Tensors that fold alike, by their numbers, and in how many slots of a launch they go."""
 
-
-class _Run(NamedTuple):
-    """Tensors that fold alike, and in how many slots of a launch they go."""
-
-    fold: _Fold
-    moves: list[_Move]
+    fold: Fold
+    tensors: list[int]
     slots: int
+
+
+class _Launch(NamedTuple):
+    """What one launch moves; of kinds and of each kind's layouts, as the kernel takes them."""
+
+    runs: list[Run]
+    kinds: tuple[tuple[Any, ...], ...]
+    layouts: tuple[tuple[_Layout, ...], ...]
+    tensors: tuple[tuple[tuple[int, ...], ...], ...]  # the numbers of those in the slots
+    flat: tuple[int, ...]  # the same, in a row
+    rows: int
+    key: tuple[Any, ...]  # what of this Triton compiles for
+
+
+class _Plan(NamedTuple):
+    """How some tensors are moved, known from their layouts alone."""
+
+    shapes: list[list[int]]  # of the results
+    launches: list[_Launch]
+    by_torch: list[int]  # what does not fold
+
+
+# What is known of a tensor: shape, strides, dtype, its address and its storage offset modulo 16, (batch, token) dimension.
+_Given = tuple[torch.Size, tuple[int, ...], torch.dtype, int, int, tuple[int, int]]
 
 
 def gather(
@@ -180,158 +172,135 @@ def gather(
 
     `follows` is said where another of our kernels was launched last; see `overlap.py`.
     """
+    sources = [_plain(tensor) if tensor.is_complex() or tensor.is_neg() else tensor for tensor in tensors]
+    given = tuple(
+        [
+            (source.shape, source.stride(), source.dtype, source.data_ptr() & 15, source.storage_offset() & 15, pair)
+            for source, pair in zip(sources, dims, strict=True)
+        ]
+    )
     batch, num_kept = indices.shape
+    plan = _plan(batch, num_kept, given)
+    device = indices.device
+    targets = [
+        torch.empty(shape, dtype=source.dtype, device=device)
+        for source, shape in zip(sources, plan.shapes, strict=True)
+    ]
+    for launch in plan.launches:
+        _launch(indices, launch, sources, targets, follows)
+    for number in plan.by_torch:
+        (targets[number],) = reference.gather(indices, [sources[number]], [dims[number]])
+    return tuple(
+        [
+            target if target.dtype == tensor.dtype else torch.view_as_complex(target)
+            for target, tensor in zip(targets, tensors, strict=True)
+        ]
+    )
+
+
+# A prompt's stages come again with the next prompt of its size; each has the layouts of some dozens of tensors.
+@functools.lru_cache(maxsize=256)
+def _plan(batch: int, num_kept: int, given: tuple[_Given, ...]) -> _Plan:
     fits = batch <= _GRID and num_kept <= _GRID * _TOKENS
-    results: list[Tensor] = []
-    moves: dict[_Fold, list[_Move]] = {}
-    for tensor, dim in zip(tensors, dims, strict=True):
-        result = torch.empty(moved_shape(tensor, dim, batch, num_kept), dtype=tensor.dtype, device=tensor.device)
-        if result.numel():
-            source, target = _plain(tensor), _plain(result)
-            fold = _fold(source, target, dim[0] if batch != 1 else None, dim[1]) if fits else None
-            if fold is None:
-                (result,) = reference.gather(indices, [tensor], [dim])
-            else:
-                word = _WORDS[fold.kind.word]
-                moves.setdefault(fold, []).append((source.view(word), target.view(word)))
-        results.append(result)
-    for runs in _launches(moves):
-        _launch(indices, runs, follows)
-    return tuple(results)
+    shapes, by_torch = [], []
+    alike: dict[Fold, list[int]] = {}
+    for number, (shape, strides, dtype, address, offset, (batch_dim, token)) in enumerate(given):
+        kept = moved_shape(shape, (batch_dim, token), batch, num_kept)
+        shapes.append(kept)
+        if 0 in kept:
+            continue
+        size = dtype.itemsize
+        aligned = (16 | address | offset * size) & -(16 | address | offset * size)  # the greatest power of two in both
+        folded = (
+            fold(shape, strides, size, aligned, tuple(kept), batch_dim if batch != 1 else None, token) if fits else None
+        )
+        if folded is None:
+            by_torch.append(number)
+        else:
+            alike.setdefault(folded, []).append(number)
+    return _Plan(shapes, [_launch_of(runs) for runs in _shared_out(alike)], by_torch)
 
 
-def _launches(moves: dict[_Fold, list[_Move]]) -> Iterator[list[_Run]]:
-    """What each launch moves.
+def _shared_out(alike: dict[Fold, list[int]]) -> list[list[Run]]:
+    """The runs that each launch moves.
 
     From one stage to the next there are more layers whose cache is compacted. They fold alike, and fill one of a few
     numbers of slots; what goes beyond the greatest has launches of its own, which are all the same to the compiler.
     """
     most = _SLOTS[-1]
-    together: list[_Run] = []
-    for fold, alike in moves.items():
-        slots = next((slots for slots in _SLOTS if slots >= len(alike)), most)
+    launches: list[list[Run]] = []
+    together: list[Run] = []
+    for folded, numbers in alike.items():
+        slots = next((slots for slots in _SLOTS if slots >= len(numbers)), most)
         if sum(run.slots for run in together) + slots > _LAUNCH_SLOTS:
-            yield together
+            launches.append(together)
             together = []
-        together.append(_Run(fold, alike[:most], slots))
-        for start in range(most, len(alike), most):
-            yield [_Run(fold, alike[start : start + most], most)]
-    if together:
-        yield together
+        together.append(Run(folded, numbers[:most], slots))
+        for start in range(most, len(numbers), most):
+            launches.append([Run(folded, numbers[start : start + most], most)])
+    return [*launches, together] if together else launches
 
 
-def _launch(indices: Tensor, runs: Sequence[_Run], follows: bool) -> None:
-    batch, num_kept = indices.shape
+def _launch_of(runs: list[Run]) -> _Launch:
     kinds = list(dict.fromkeys(run.fold.kind for run in runs))
     layouts: list[list[_Layout]] = [[] for _ in kinds]
-    sources: list[list[tuple[Tensor, ...]]] = [[] for _ in kinds]
-    targets: list[list[tuple[Tensor, ...]]] = [[] for _ in kinds]
+    tensors: list[list[tuple[int, ...]]] = [[] for _ in kinds]
     rows = 0
-    for fold, moves, slots in sorted(runs, key=lambda run: kinds.index(run.fold.kind)):
-        kind = kinds.index(fold.kind)
-        end = rows + len(moves) * fold.rows
-        layouts[kind].append(_Layout(rows, end, *fold[1:]))
+    for folded, numbers, slots in sorted(runs, key=lambda run: kinds.index(run.fold.kind)):
+        kind = kinds.index(folded.kind)
+        end = rows + len(numbers) * folded.rows
+        layouts[kind].append(_Layout(rows, end, *folded[1:]))
         rows = end
         # What fills the slots that are left has no rows.
-        padded = moves + moves[:1] * (slots - len(moves))
-        sources[kind].append(tuple(source for source, _ in padded))
-        targets[kind].append(tuple(target for _, target in padded))
-    _gather_kernel[(rows // 16, ceil_div(num_kept, _TOKENS), batch)](
-        indices,
-        tuple(map(tuple, sources)),
-        tuple(map(tuple, targets)),
-        tuple(map(tuple, layouts)),
-        *indices.stride(),
-        num_kept,
-        KINDS=tuple(map(tuple, kinds)),
-        TOKENS=_TOKENS,
-        BRANCH=_BRANCH,
-        **overlapping(indices.device, follows=follows),
+        tensors[kind].append((*numbers, *numbers[:1] * (slots - len(numbers))))
+    flat = tuple(number for kind in tensors for run in kind for number in run)
+    wide = tuple(
+        number > _INT32
+        for kind in layouts
+        for layout in kind
+        for number in (*layout[:6], *layout.source, *layout.target)
     )
+    slots_of = tuple(tuple(map(len, kind)) for kind in tensors)
+    key = (tuple(kinds), slots_of, wide if True in wide else None)
+    return _Launch(
+        runs, tuple(map(tuple, kinds)), tuple(map(tuple, layouts)), tuple(map(tuple, tensors)), flat, rows // 16, key
+    )
+
+
+def _launch(
+    indices: Tensor, launch: _Launch, sources: Sequence[Tensor], targets: Sequence[Tensor], follows: bool
+) -> None:
+    (batch, num_kept), (stride_b, stride_k) = indices.shape, indices.stride()
+    constants = {
+        "KINDS": launch.kinds, "TOKENS": _TOKENS, "BRANCH": _BRANCH, **overlapping(indices.device, follows=follows),
+    }  # fmt: skip
+
+    def values(words: bool) -> tuple[Any, ...]:
+        """All arguments; only Triton has to know that tensors are moved as words."""
+        nested = (_nested(launch, tensors, words) for tensors in (sources, targets))
+        return (indices, *nested, launch.layouts, stride_b, stride_k, num_kept, *constants.values())
+
+    key = (
+        indices.device.index, launch.key, constants["FOLLOWS"], constants["SIGNALS"], indices.data_ptr() & 15,
+        *[sources[number].data_ptr() & 15 for number in launch.flat],
+        *[targets[number].data_ptr() & 15 for number in launch.flat],
+        *kinds_of((stride_k,)), stride_b > _INT32, stride_k > _INT32,
+    )  # fmt: skip
+    grid = (launch.rows, ceil_div(num_kept, _TOKENS), batch)
+    _launch_kernel.run(key, grid, values(False), constants, typed=lambda: values(True))
+
+
+def _nested(launch: _Launch, tensors: Sequence[Tensor], words: bool) -> tuple[tuple[tuple[Tensor, ...], ...], ...]:
+    """The tensors in a launch's slots."""
+    if words:
+        return tuple(
+            tuple(tuple(tensors[number].view(_WORDS[kind[0]]) for number in run) for run in runs)
+            for kind, runs in zip(launch.kinds, launch.tensors, strict=True)
+        )
+    return tuple([tuple([tuple([tensors[number] for number in run]) for run in runs]) for runs in launch.tensors])
 
 
 def _plain(tensor: Tensor) -> Tensor:
     """`tensor` with its values in memory as they are, in elements of at most 8 bytes."""
     tensor = tensor.resolve_conj().resolve_neg()
     return torch.view_as_real(tensor) if tensor.element_size() > 8 else tensor
-
-
-def _fold(source: Tensor, target: Tensor, batch: int | None, token: int) -> _Fold | None:
-    """How `source` and the contiguous `target` fold; None if they don't."""
-    size = source.element_size()
-    aligned = math.gcd(16, source.data_ptr(), source.storage_offset() * size)
-    return _fold_layout(tuple(source.shape), source.stride(), size, aligned, tuple(target.shape), batch, token)
-
-
-# The keys and values of all layers fold alike, and so do the next prompt's.
-@functools.lru_cache(maxsize=1024)
-def _fold_layout(
-    given: tuple[int, ...],
-    strides: tuple[int, ...],
-    size: int,
-    aligned: int,
-    shape: tuple[int, ...],
-    batch: int | None,
-    token: int,
-) -> _Fold | None:
-    """How a source of shape `given`, `size` bytes an element and `aligned` to so many, folds into one of `shape`."""
-    # What moves is bits, in units as wide as layout and alignment allow.
-    unit = _unit(strides, size, aligned, shape, batch, token)
-    word = min(unit, 8)
-    shape = (*shape[:-1], shape[-1] * size // unit)
-    strides = (*(stride * size // unit for stride in strides[:-1]), strides[-1])
-    own = [math.prod(shape[dim + 1 :]) for dim in range(len(shape))]
-    # A batch dimension may stand anywhere; dimensions fold within what it and the token leave side by side.
-    folded = []
-    for dims in (range(token - 1, -1, -1), range(len(shape) - 1, token, -1)):
-        length, stride, target_stride = 1, 1, 1
-        for dim in dims:
-            if dim == batch or shape[dim] == 1:
-                continue
-            if length == 1:
-                stride, target_stride = strides[dim], own[dim]
-            elif (strides[dim], own[dim]) != (stride * length, target_stride * length):
-                return None
-            length *= shape[dim]
-        folded.append((length, stride, target_stride))
-    if folded[1][0] == 1:
-        folded.reverse()  # of a mask's columns, it is what stands before the token that makes the rows wide
-    (outer, *apart), (inner, *between) = folded
-    block = min(power_of_two(inner * unit // word), _BLOCK)
-    part = block * word // unit
-    parts = ceil_div(inner, part)
-    if outer * parts > _TENSOR_ROWS or given[token] >= 1 << 31:
-        return None
-    if outer == 1:  # the next row is the next part
-        apart = [part * stride for stride in between]
-    along = [0, 0] if batch is None else [strides[batch] if given[batch] > 1 else 0, own[batch]]
-    reach = [
-        (tokens * stride + part * inner_stride) * unit // word
-        for tokens, stride, inner_stride in zip(
-            (given[token], shape[token]), (strides[token], own[token]), between, strict=True
-        )
-    ]
-    source, target = (
-        _Strides(*(16 * stride for stride in numbers))
-        for numbers in zip(along, apart, (strides[token], own[token]), between, strict=True)
-    )
-    split = outer > 1 and parts > 1
-    return _Fold(
-        _Kind(word, unit // word, block, between != [1, 1], split, max(reach) >= 1 << 31),
-        16 * outer * parts,
-        16 * inner,
-        16 * part if outer == 1 or split else 0,
-        16 * parts,
-        source,
-        target,
-    )
-
-
-def _unit(
-    strides: tuple[int, ...], size: int, aligned: int, shape: tuple[int, ...], batch: int | None, token: int
-) -> int:
-    """Bytes of the widest unit, up to 16, that the elements of a contiguous copy and of the source fit whole."""
-    last = len(shape) - 1
-    if last in (batch, token) or strides[last] != 1:
-        return size  # several elements make a unit only along an innermost dimension that is whole in both
-    return math.gcd(16, shape[last] * size, aligned, *[stride * size for stride in strides[:-1]])

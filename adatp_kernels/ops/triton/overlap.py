@@ -6,7 +6,7 @@ that the next may come. The first kernel of a stage is launched as any other, so
 
 from __future__ import annotations
 
-from typing import Any
+import functools
 
 import torch
 import triton
@@ -25,9 +25,9 @@ def begin(FOLLOWS: tl.constexpr, SIGNALS: tl.constexpr):
         gdc_launch_dependents()
 
 
-def overlapping(device: torch.device, *, follows: bool) -> dict[str, Any]:
-    """A kernel's options: whether it `follows` another of ours, as far as the device (Hopper or newer) has such launches."""
+@functools.cache
+def overlapping(device: torch.device, *, follows: bool) -> dict[str, bool]:
+    """A kernel's last constants: whether it `follows` another of ours, as far as the device (Hopper or newer) has such launches."""
     name = tiles.architecture(device)
-    if not name.startswith("sm_") or int(name[3:]) < 90:
-        return {"FOLLOWS": False, "SIGNALS": False}
-    return {"FOLLOWS": follows, "SIGNALS": True, "launch_pdl": follows}
+    here = name.startswith("sm_") and int(name[3:]) >= 90
+    return {"FOLLOWS": follows and here, "SIGNALS": here}

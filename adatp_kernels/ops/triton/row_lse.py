@@ -10,6 +10,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from adatp_kernels.ops.triton.launch import Launcher
 from adatp_kernels.ops.triton.operands import LN_2, LOG2_E, load_keys, load_rows, precision
 from adatp_kernels.ops.triton.overlap import begin, overlapping
 from adatp_kernels.ops.triton.tiles import ceil_div, num_splits, power_of_two, row_tile, tile_for
@@ -67,7 +68,7 @@ def lse_over_keys(
 
 
 @triton.jit(
-    do_not_specialize=["rows", "num_keys", "split_length", "query_start", "stride_mb"],
+    do_not_specialize=["rows", "num_keys", "split_length", "query_start", "scale_log2", "stride_mb"],
     do_not_specialize_on_alignment=["key_mask"],
 )
 def _row_lse_kernel(
@@ -115,6 +116,9 @@ def _row_lse_kernel(
     tl.store(partial + (group + o_h) * rows + o_t, b_lse, mask=m_r)
 
 
+_launch = Launcher(_row_lse_kernel)
+
+
 def partial_row_lse(
     query: Tensor, key: Tensor, *, query_start: int, scale: float, key_mask: Tensor | None
 ) -> tuple[Tensor, int]:
@@ -134,13 +138,19 @@ def partial_row_lse(
     split_length = ceil_div(ceil_div(visible, splits), tile.columns) * tile.columns
     partial = torch.empty(splits, batch, query_heads, rows, dtype=torch.float32, device=query.device)
     mask = key if key_mask is None else key_mask.view(torch.uint8)
-    _row_lse_kernel[(tiles, splits, batch * kv_heads)](
-        query, key, mask, partial,
-        rows, kv_heads, num_keys, split_length, query_start, scale * LOG2_E.value,
-        *query.stride(), *key.stride(), *((0, 0) if key_mask is None else mask.stride()),
-        GROUP=group, HEAD_DIM=dim, BLOCK_D=max(16, power_of_two(dim)), BLOCK_H=heads, BLOCK_T=text, BLOCK_N=tile.columns,
-        HAS_KEY_MASK=key_mask is not None, PRECISION=precision(query.dtype), num_warps=tile.warps, num_stages=tile.stages,
-        **overlapping(query.device, follows=False),
+    _launch(
+        (tiles, splits, batch * kv_heads),
+        (query, key, mask, partial),
+        (
+            rows, kv_heads, num_keys, split_length, query_start, scale * LOG2_E.value,
+            *query.stride(), *key.stride(), *((0, 0) if key_mask is None else mask.stride()),
+        ),
+        {
+            "GROUP": group, "HEAD_DIM": dim, "BLOCK_D": max(16, power_of_two(dim)), "BLOCK_H": heads, "BLOCK_T": text,
+            "BLOCK_N": tile.columns, "HAS_KEY_MASK": key_mask is not None, "PRECISION": precision(query.dtype),
+            **overlapping(query.device, follows=False),
+        },
+        num_warps=tile.warps, num_stages=tile.stages,
     )  # fmt: skip
     return partial, most
 

@@ -12,6 +12,7 @@ import triton.language as tl
 from torch import Tensor
 
 from adatp_kernels.ops.arguments import Selection
+from adatp_kernels.ops.triton.launch import Launcher
 from adatp_kernels.ops.triton.overlap import begin, overlapping
 from adatp_kernels.ops.triton.ranking import Source, column_scores, key_of, order_of, range_of, write_text
 from adatp_kernels.ops.triton.tiles import power_of_two
@@ -23,7 +24,7 @@ _SORTED, _HELD = 1024, 4096
 # What changes from stage to stage, or prompt to prompt, must not make the compiler specialise again.
 @triton.jit(
     do_not_specialize=[
-        "num_columns", "num_positions", "num_kept", "first", "after", "length", "rows",
+        "num_columns", "num_positions", "num_kept", "soft_weight", "first", "after", "length", "rows",
         "stride_gb", "stride_pb", "stride_ub", "stride_ab", "stride_rb", "stride_sb", "stride_wb",
     ],
     do_not_specialize_on_alignment=[
@@ -110,6 +111,9 @@ def _select_held_kernel(
             tl.store(kept + first + o_f, tl.zeros((256,), tl.int64) + (after - 1), mask=o_f < end)
 
 
+_launch = Launcher(_select_held_kernel)
+
+
 def fits(dedup: str, num_positions: int, longest: int) -> bool:
     """Whether a program can hold a segment of so many columns."""
     return longest <= (_HELD if dedup == "strict" and num_positions <= _SORTED else _SORTED)
@@ -138,12 +142,21 @@ def select(
     longest = selection.longest_segment or num_columns
     block = next(size for size in (256, _SORTED, _HELD) if longest <= size)
     sorts_best = selection.dedup == "strict" and num_positions < block and num_positions <= _SORTED
-    _select_held_kernel[(num_segments + 1, batch)](
-        *source.tensors(), segments, positions, budgets, budgets if ranges is None else ranges, workspace.view(torch.uint64),
-        kept,
-        num_columns, num_positions, selection.num_selected, selection.soft_weight, first, first + num_columns, length,
-        *segments.stride(), *positions.stride(), *budgets.stride(), *((0, 0) if ranges is None else ranges.stride()[:2]),
-        *source.numbers(), **source.constants(), DEDUP=selection.dedup, HAS_RANGES=ranges is not None,
-        BLOCK=block, BLOCK_P=max(16, power_of_two(num_positions)) if sorts_best else 0, num_warps=8 if block <= 256 else 16,
-        **overlapping(kept.device, follows=follows),
+    _launch(
+        (num_segments + 1, batch, 1),
+        (
+            *source.tensors(), segments, positions, budgets, budgets if ranges is None else ranges,
+            workspace.view(torch.uint64), kept,
+        ),
+        (
+            num_columns, num_positions, selection.num_selected, selection.soft_weight, first, first + num_columns, length,
+            *segments.stride(), *positions.stride(), *budgets.stride(), *((0, 0) if ranges is None else ranges.stride()[:2]),
+            *source.numbers(),
+        ),
+        {
+            **source.constants(), "DEDUP": selection.dedup, "HAS_RANGES": ranges is not None, "BLOCK": block,
+            "BLOCK_P": max(16, power_of_two(num_positions)) if sorts_best else 0,
+            **overlapping(kept.device, follows=follows),
+        },
+        num_warps=8 if block <= 256 else 16,
     )  # fmt: skip

@@ -13,6 +13,7 @@ import triton.language as tl
 from torch import Tensor
 
 from adatp_kernels.ops.arguments import Selection
+from adatp_kernels.ops.triton.launch import Launcher
 from adatp_kernels.ops.triton.overlap import begin, overlapping
 from adatp_kernels.ops.triton.ranking import Source, column_scores, key_of, order_of, write_text
 from adatp_kernels.ops.triton.tiles import power_of_two
@@ -32,7 +33,7 @@ def _is_mine(segments, stride, segment, column, end):
 # What changes from stage to stage, or prompt to prompt, must not make the compiler specialise again.
 @triton.jit(
     do_not_specialize=[
-        "num_columns", "num_segments", "num_kept", "num_positions", "first", "after", "length", "rows",
+        "num_columns", "num_segments", "num_kept", "num_positions", "soft_weight", "first", "after", "length", "rows",
         "stride_sb", "stride_gb", "stride_pb", "stride_ub", "stride_wb", "stride_rb",
     ],
     do_not_specialize_on_alignment=[
@@ -170,6 +171,9 @@ def _select_scattered_kernel(
             tl.store(kept + o_t, tl.zeros((BLOCK,), tl.int64) + (after - 1), mask=o_t < first + num_kept)
 
 
+_launch = Launcher(_select_scattered_kernel)
+
+
 def workspace_words(selection: Selection, num_positions: int) -> int:
     """int64 words, zeroed, that `select` needs: the best key of every (segment, position), and a counter per row."""
     return len(selection.budgets) + (selection.budgets.numel() * num_positions if selection.dedup != "off" else 0)
@@ -193,13 +197,21 @@ def select(
     flags = torch.empty(batch, num_columns, dtype=torch.int8, device=segments.device)
     work = torch.empty(batch, num_columns, dtype=torch.int32, device=segments.device)
     sorts = dedup == "strict" and num_positions <= _SORTED_POSITIONS
-    _select_scattered_kernel[(num_segments, batch)](
-        *source.tensors(), segments, positions, budgets, workspace[:-batch].view(torch.uint64), workspace[-batch:],
-        work, flags, kept,
-        num_columns, num_segments, num_positions, selection.num_selected, selection.soft_weight,
-        first, first + num_columns, length,
-        *segments.stride(), *positions.stride(), *budgets.stride(), *source.numbers(), **source.constants(),
-        DEDUP=dedup, SORTED=sorts, BLOCK=_BLOCK, ROW_BLOCK=_ROW_BLOCK,
-        BLOCK_P=max(16, power_of_two(num_positions)) if sorts else 16, num_warps=8,
-        **overlapping(kept.device, follows=follows),
+    _launch(
+        (num_segments, batch, 1),
+        (
+            *source.tensors(), segments, positions, budgets, workspace[:-batch].view(torch.uint64), workspace[-batch:],
+            work, flags, kept,
+        ),
+        (
+            num_columns, num_segments, num_positions, selection.num_selected, selection.soft_weight,
+            first, first + num_columns, length,
+            *segments.stride(), *positions.stride(), *budgets.stride(), *source.numbers(),
+        ),
+        {
+            **source.constants(), "DEDUP": dedup, "SORTED": sorts, "BLOCK": _BLOCK, "ROW_BLOCK": _ROW_BLOCK,
+            "BLOCK_P": max(16, power_of_two(num_positions)) if sorts else 16,
+            **overlapping(kept.device, follows=follows),
+        },
+        num_warps=8,
     )  # fmt: skip

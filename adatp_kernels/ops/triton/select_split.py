@@ -13,12 +13,13 @@ import triton.language as tl
 from torch import Tensor
 
 from adatp_kernels.ops.arguments import Selection
+from adatp_kernels.ops.triton.launch import Launcher
 from adatp_kernels.ops.triton.overlap import begin, overlapping
 from adatp_kernels.ops.triton.ranking import Source, column_scores, key_of, order_of, range_of, write_text
 from adatp_kernels.ops.triton.tiles import ceil_div
 
-# Columns that a program looks at.
-_BLOCK = 1024
+# Columns that a program looks at, and how many warps it has.
+_BLOCK, _WARPS = 1024, 8
 # The digits of a 32-bit order: (lowest bit, number of values).
 _DIGITS = ((21, 2048), (10, 2048), (0, 1024))
 _COUNTERS = sum(values for _, values in _DIGITS)
@@ -107,7 +108,8 @@ def _enter_kernel(
 
 @triton.jit(
     do_not_specialize=[
-        "num_columns", "num_positions", "rows", "stride_gb", "stride_pb", "stride_ab", "stride_rb", "stride_sb", "stride_wb",
+        "num_columns", "num_positions", "soft_weight", "rows",
+        "stride_gb", "stride_pb", "stride_ab", "stride_rb", "stride_sb", "stride_wb",
     ],
     do_not_specialize_on_alignment=["given", "partial", "query_mask", "prior", "segments", "positions", "ranges", "best"],
 )  # fmt: skip
@@ -275,6 +277,11 @@ def _write_kernel(
             tl.store(kept + first + o_k, tl.zeros((256,), tl.int64) + (after - 1), mask=o_k < end)
 
 
+_launch_enter, _launch_rank, _launch_narrow, _launch_count, _launch_write = map(
+    Launcher, (_enter_kernel, _rank_kernel, _narrow_kernel, _count_kernel, _write_kernel)
+)
+
+
 def workspace_words(selection: Selection, num_positions: int) -> int:
     """int64 words, zeroed, that `select` needs: the counters, and the best key of every (segment, position)."""
     best = num_positions if selection.dedup != "off" else 0
@@ -307,36 +314,53 @@ def select(
     columns = segments.stride()
     bounds = budgets if ranges is None else ranges
     strides = (0, 0) if ranges is None else ranges.stride()[:2]
-    sizes = {"HAS_RANGES": ranges is not None, "BLOCK": _BLOCK, "num_warps": 8}
+    sizes = {"HAS_RANGES": ranges is not None, "BLOCK": _BLOCK}
     leading, following = (overlapping(kept.device, follows=after) for after in (follows, True))
+    scored = (*columns, *positions.stride(), *strides, *source.numbers())
     if dedup != "off":
-        _enter_kernel[grid](
-            *source.tensors(), segments, positions, bounds, best, work,
-            num_columns, num_positions, *columns, *positions.stride(), *strides, *source.numbers(),
-            **source.constants(), **sizes, **leading,
-        )  # fmt: skip
+        _launch_enter(
+            grid,
+            (*source.tensors(), segments, positions, bounds, best, work),
+            (num_columns, num_positions, *scored),
+            {**source.constants(), **sizes, **leading},
+            num_warps=_WARPS,
+        )
         leading = following
     (shift, bins), *later = _DIGITS
-    _rank_kernel[grid](
-        *source.tensors(), segments, positions, bounds, best if len(best) else work, work, counters,
-        num_columns, num_positions, selection.soft_weight, *columns, *positions.stride(), *strides, *source.numbers(),
-        **source.constants(), **sizes, DEDUP=dedup, COUNTERS=_COUNTERS, SHIFT=shift, BINS=bins,
-        **leading,
+    _launch_rank(
+        grid,
+        (*source.tensors(), segments, positions, bounds, best if best.shape[0] else work, work, counters),
+        (num_columns, num_positions, selection.soft_weight, *scored),
+        {
+            **source.constants(), **sizes, "DEDUP": dedup, "COUNTERS": _COUNTERS, "SHIFT": shift, "BINS": bins, **leading,
+        },
+        num_warps=_WARPS,
     )  # fmt: skip
+    chosen = (*columns, *budgets.stride(), *strides)
     offset = 0
     for digit, (next_shift, next_bins) in enumerate(later):
-        _narrow_kernel[grid](
-            segments, budgets, bounds, work, counters, state, num_columns, *columns, *budgets.stride(), *strides, **sizes,
-            COUNTERS=_COUNTERS, OFFSET=offset, DIGIT=digit, SHIFT=shift, BINS=bins, NEXT_SHIFT=next_shift, NEXT_BINS=next_bins,
-            **following,
+        _launch_narrow(
+            grid,
+            (segments, budgets, bounds, work, counters, state),
+            (num_columns, *chosen),
+            {
+                **sizes, "COUNTERS": _COUNTERS, "OFFSET": offset, "DIGIT": digit, "SHIFT": shift, "BINS": bins,
+                "NEXT_SHIFT": next_shift, "NEXT_BINS": next_bins, **following,
+            },
+            num_warps=_WARPS,
         )  # fmt: skip
         offset, shift, bins = offset + bins, next_shift, next_bins
-    _count_kernel[grid](
-        segments, budgets, bounds, work, counters, state, tally, num_columns, *columns, *budgets.stride(), *strides, **sizes,
-        COUNTERS=_COUNTERS, OFFSET=offset, DIGIT=len(later), BINS=bins, **following,
-    )  # fmt: skip
-    _write_kernel[(blocks + 1, num_segments, batch)](
-        segments, budgets, bounds, work, state, tally, kept,
-        num_columns, selection.num_selected, first, first + num_columns, length, *columns, *budgets.stride(), *strides, **sizes,
-        DIGIT=len(later), **following,
-    )  # fmt: skip
+    _launch_count(
+        grid,
+        (segments, budgets, bounds, work, counters, state, tally),
+        (num_columns, *chosen),
+        {**sizes, "COUNTERS": _COUNTERS, "OFFSET": offset, "DIGIT": len(later), "BINS": bins, **following},
+        num_warps=_WARPS,
+    )
+    _launch_write(
+        (blocks + 1, num_segments, batch),
+        (segments, budgets, bounds, work, state, tally, kept),
+        (num_columns, selection.num_selected, first, first + num_columns, length, *chosen),
+        {**sizes, "DIGIT": len(later), **following},
+        num_warps=_WARPS,
+    )

@@ -31,7 +31,7 @@ def prune(
     selecting = Selecting(selection, num_positions, zeroed=scores is not None)
     if scores is None:
         rows, group = scoring.query.shape[2], scoring.query.shape[1] // scoring.key.shape[1]
-        sums = partial_column_sums(**vars(scoring), workspace=selecting.workspace)
+        sums = partial_column_sums(scoring, selecting.workspace)
         source = Source(None, sums, scoring.query_mask, selection.prior, rows, group)
     else:
         source = Source(scores, None, None, selection.prior)
