@@ -10,12 +10,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from adatp_kernels import ops
 from adatp_kernels.batch import Batch
 from adatp_kernels.config import AdaTPConfig
 from adatp_kernels.errors import integer
 from adatp_kernels.layout import VisualLayout
-from adatp_kernels.ops import checks
+from adatp_kernels.ops import checked, checks
+from adatp_kernels.ops.arguments import Scoring, Selection
 from adatp_kernels.plan import make_plans
 from adatp_kernels.prior import load_prior
 from adatp_kernels.segments import check_segments, salient_segments, segment_frames
@@ -155,11 +155,12 @@ class AdaTPPruner(nn.Module):
         lengths = [batch.length_with(stage.total - batch.surplus[0]) for stage in plans[0].stages]
         running = [i for i, left in enumerate(lengths) if left < ([length, *lengths])[i]]
         limits = batch.limits(frames, [[plan.stages[i].budgets for plan in plans] for i in running])
-        on_device = torch.tensor(limits, dtype=torch.int64).to(device)  # [stages, B, S, 4]
+        size = batch_size if alone else len(frames)
+        on_device = torch.tensor(limits, dtype=torch.int64).to(device)  # [stages, prompts, S, 4]
         dedup = self.config.spatial_dedup
         steps = []
         for order, i in enumerate(running):
-            step = on_device[order] if len(frames) > 1 else on_device[order, 0]
+            step = on_device[order].expand(size, -1, -1)
             steps.append(
                 Step(
                     plans[0].stages[i],
@@ -176,7 +177,6 @@ class AdaTPPruner(nn.Module):
             tokens["prior"] = torch.stack(
                 [_prior_row(row, of, length) for row, of in zip(rows["prior"], batch.layouts, strict=True)]
             )
-        size = batch_size if alone else len(frames)
         tokens = {name: row.to(device).expand(size, -1) for name, row in tokens.items()}
         if self.config.score == "random":
             # Drawn on the host, so that every device sees the same numbers, and here, so that no stage waits.
@@ -250,77 +250,86 @@ class AdaTPPruner(nn.Module):
             raise TypeError(f"state: expected a PruningState, as begin returns it, got {type(state).__name__}")
         if not state._remaining:
             raise RuntimeError("state: all stages are done (next_layer is None)")
-        checks.attention_inputs(query, key, 0, scale, key_mask)
-        if query.shape[2] != state.length:
-            raise ValueError(
-                f"query: expected the {state.length} rows that are left of the prompt, got shape {list(query.shape)}"
-            )
-        if key.shape[2] < state.length:
-            raise ValueError(
-                f"key: expected at least the {state.length} tokens that are left, got shape {list(key.shape)}"
-            )
-        if query.shape[0] != len(state.kept):
-            raise ValueError(
-                f"query: expected the batch size {len(state.kept)} that begin was given, got {query.shape[0]}"
-            )
-        checks.row_tensors(query, lse, None)
-        axes = checks.token_dims(tensors, dims)
-        step = state._remaining[0]
+        scale = checks.attention_inputs(query, key, 0, scale, key_mask)
+        if lse is not None:
+            checks.row_tensors(query, lse, None)
+        _check_sizes(state, query, key)
+        batch, num_keys, length = query.shape[0], key.shape[2], state.length
+        pairs = checks.token_tensors(tensors, dims, batch, key.device, length)
+        config, step, known = self.config, state._remaining[0], state._tokens
         first, last = state.key_range
-        older = key.shape[2] - state.length
+        older = num_keys - length
         # From the first row's last visual token on; a baseline needs no text after it: its scores come from elsewhere.
-        asking = 1 if self.config.queries == "last" else max(1, *state._batch.tails)
-        row = state.length - asking
-        visual = {name: values[:, first:last] for name, values in state._tokens.items()}
+        asking = 1 if config.queries == "last" else max(1, *state._batch.tails)
+        row = length - asking
+        visual = {name: values[:, first:last] for name, values in known.items() if name != "kept"}
         scores = visual.get("scores")
-        if self.config.score == "uniform":
+        if config.score == "uniform":
             scores = _even_stride(visual["segments"], step.budgets, state.num_segments)
-        scoring: dict[str, Any] = {
-            "query_start": older + row,
-            "key_range": (older + first, older + last),
-            "scale": scale,
-            "lse": None if lse is None else lse[:, :, row:],
-            "key_mask": key_mask,
+        scoring = Scoring(
+            query=query[:, :, row:],
+            key=key,
+            query_start=older + row,
+            key_range=(older + first, older + last),
+            scale=scale,
+            lse=None if lse is None else lse[:, :, row:],
+            key_mask=key_mask,
             # A padded token asks nothing, and none asks that comes before its row's last visual token.
-            "query_mask": _both(
+            query_mask=_both(
                 None if key_mask is None else key_mask[:, older + row :],
                 None if state._asking is None else state._asking[:, -asking:],
             ),
-            "backend": self.config.backend,
-        }
+        )
         if scores is None and self.group is not None:
-            scores = ops.column_sums(query[:, :, row:], key, **scoring)
+            scores = checked.column_sums(scoring, config.backend)
             dist.all_reduce(scores, group=self.group)
             scores /= dist.get_world_size(self.group)
-        _, moved = ops.prune(
-            query[:, :, row:],
-            key,
-            [*tensors, *state._tokens.values()],
-            step.stage,
-            dims=[*axes, *[1] * len(state._tokens)],
+        selection = Selection(
             segments=visual["segments"],
             positions=visual["positions"],
-            sequence_start=older,
-            scores=scores,
-            dedup=step.dedup,
-            soft_weight=self.config.soft_weight,
-            prior=visual.get("prior"),
             budgets=step.budgets,
-            num_selected=last - first - (state.length - step.length),
+            dedup=step.dedup,
+            soft_weight=config.soft_weight,
+            prior=visual.get("prior"),
+            num_selected=last - first - (length - step.length),
             num_positions=state.num_positions,
             segment_ranges=step.segment_ranges,
             longest_segment=step.longest_segment,
-            on_phase=on_phase,
-            **scoring,
         )
+        _, moved = checked.prune(
+            scoring,
+            selection,
+            scores,
+            (*tensors, *known.values()),
+            [*pairs, *[(0, 1)] * len(known)],
+            older,
+            config.backend,
+            on_phase,
+        )
+        count = len(pairs)
         following = replace(
             state,
             length=step.length,
             key_range=step.key_range,
             _remaining=state._remaining[1:],
-            _tokens=dict(zip(state._tokens, moved[len(tensors) :], strict=True)),
+            _tokens=dict(zip(known, moved[count:], strict=True)),
         )
-        return following, moved[: len(tensors)]
+        return following, moved[:count]
+
+
+def _check_sizes(state: PruningState, query: Tensor, key: Tensor) -> None:
+    """That query and key are those of what is left of the prompt."""
+    if query.shape[2] != state.length:
+        raise ValueError(
+            f"query: expected the {state.length} rows that are left of the prompt, got shape {list(query.shape)}"
+        )
+    if key.shape[2] < state.length:
+        raise ValueError(f"key: expected at least the {state.length} tokens that are left, got shape {list(key.shape)}")
+    kept = state.kept
+    if query.shape[0] != kept.shape[0]:
+        raise ValueError(f"query: expected the batch size {kept.shape[0]} that begin was given, got {query.shape[0]}")
+    if key.device != kept.device:
+        raise ValueError(f"state: expected device {key.device}, where key is, got {kept.device}; move it by state.to")
 
 
 def _rows_of(alone: bool, layout: Any, **arguments: Any) -> dict[str, list[Any]]:

@@ -19,7 +19,7 @@ class Step:
     ----------
     stage : Stage
     budgets, segment_ranges, longest_segment
-        As `ops.select` takes them, the tensors on the device; without a batch dimension unless prompts are different.
+        As `ops.select` takes them, the tensors on the device.
     dedup : str
         How it deduplicates: what one strict stage leaves holds every position of a segment once.
     length, key_range

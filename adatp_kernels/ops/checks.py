@@ -301,11 +301,11 @@ def budget_table(budgets: Any, batch_size: int, device: torch.device) -> Tensor:
 
 def token_dims(tensors: Any, dims: Any) -> list[Any]:
     """One entry of `dims` for each of the tensors."""
-    if isinstance(tensors, Tensor) or not isinstance(tensors, Sequence):
+    if type(tensors) not in (list, tuple) and (isinstance(tensors, Tensor) or not isinstance(tensors, Sequence)):
         raise TypeError(f"tensors: expected a sequence of tensors, got {type(tensors).__name__}")
-    if _is_integral(dims):
+    if type(dims) is int or _is_integral(dims):
         return [dims] * len(tensors)
-    if not isinstance(dims, Sequence) or isinstance(dims, str):
+    if type(dims) not in (list, tuple) and (not isinstance(dims, Sequence) or isinstance(dims, str)):
         raise TypeError(f"dims: expected an int or a sequence with one entry per tensor, got {dims!r}")
     if len(dims) != len(tensors):
         raise ValueError(f"dims: expected an int or one entry for each of the {len(tensors)} tensors, got {dims!r}")
@@ -318,14 +318,17 @@ def token_tensors(
     """Check tensors that travel; returns each one's (batch, token) dimension, counted from zero."""
     pairs = []
     for place, (value, entry) in enumerate(zip(tensors, token_dims(tensors, dims), strict=True)):
-        name = f"tensors[{place}]"
         if not isinstance(value, Tensor):
-            raise TypeError(f"{name}: expected a tensor, got {type(value).__name__}")
+            raise TypeError(f"tensors[{place}]: expected a tensor, got {type(value).__name__}")
         if value.device != device:
-            raise ValueError(f"{name}: expected device {device}, like the tensors before it, got {value.device}")
-        batch, token = _dim_pair(name, value, entry, batch_size)
+            raise ValueError(
+                f"tensors[{place}]: expected device {device}, like the tensors before it, got {value.device}"
+            )
+        batch, token = _dim_pair(place, value, entry, batch_size)
         if length is not None and value.shape[token] != length:
-            raise ValueError(f"{name}: expected {length} tokens in dimension {token}, got shape {list(value.shape)}")
+            raise ValueError(
+                f"tensors[{place}]: expected {length} tokens in dimension {token}, got shape {list(value.shape)}"
+            )
         pairs.append((batch, token))
     return pairs
 
@@ -347,14 +350,18 @@ def gather_inputs(indices: Tensor, tensors: Any, dims: Any) -> list[tuple[int, i
     return pairs
 
 
-def _dim_pair(name: str, value: Tensor, entry: Any, batch_size: int) -> tuple[int, int]:
+def _dim_pair(place: int, value: Tensor, entry: Any, batch_size: int) -> tuple[int, int]:
+    given = value.shape
+    if type(entry) is int and 0 < entry < len(given) and given[0] == batch_size:  # what nearly all of them are
+        return 0, entry
+    name = f"tensors[{place}]"
     pair = (
         (0, entry) if type(entry) is int or isinstance(entry, str) or not isinstance(entry, Sequence) else tuple(entry)
     )
     if len(pair) != 2 or not all(type(dim) is int or _is_integral(dim) for dim in pair):
         raise TypeError(f"dims: expected an int or a pair (batch, token) for {name}, got {entry!r}")
     batch, token = int(pair[0]), int(pair[1])
-    dims, given = value.dim(), value.shape
+    dims = len(given)
     if not (-dims <= batch < dims and -dims <= token < dims):
         raise ValueError(f"dims: {entry!r} lies outside {name} of shape {list(given)}")
     batch, token = batch % dims, token % dims

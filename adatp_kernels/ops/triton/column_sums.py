@@ -8,6 +8,8 @@ is always the same.
 
 from __future__ import annotations
 
+import functools
+
 import torch
 import triton
 import triton.language as tl
@@ -18,7 +20,7 @@ from adatp_kernels.ops.triton.launch import Launcher
 from adatp_kernels.ops.triton.operands import LOG2_E, load_keys, load_rows, precision
 from adatp_kernels.ops.triton.overlap import begin, overlapping
 from adatp_kernels.ops.triton.row_lse import partial_row_lse
-from adatp_kernels.ops.triton.tiles import ceil_div, power_of_two, row_tile, tile_for
+from adatp_kernels.ops.triton.tiles import Tile, ceil_div, power_of_two, row_tile, tile_for
 
 
 @triton.jit
@@ -188,6 +190,16 @@ def _mean_kernel(
 _launch_column_sums, _launch_mean = Launcher(_column_sums_kernel), Launcher(_mean_kernel)
 
 
+@functools.lru_cache(maxsize=256)
+def _product(tile: Tile, dim: int, group: int, rows: int) -> dict[str, int]:
+    """The constants that say how the product is tiled."""
+    heads, text = row_tile(tile, group, rows)
+    return {
+        "GROUP": group, "HEAD_DIM": dim, "BLOCK_D": max(16, power_of_two(dim)), "BLOCK_H": heads, "BLOCK_T": text,
+        "BLOCK_N": tile.columns,
+    }  # fmt: skip
+
+
 def partial_column_sums(scoring: Scoring, workspace: Tensor | None = None) -> Tensor:
     """Probabilities of each column summed over each key head's rows, [B, Hkv, v1-v0] float32.
 
@@ -211,9 +223,8 @@ def partial_column_sums(scoring: Scoring, workspace: Tensor | None = None) -> Te
     if lse is None:
         splits, most = partial_row_lse(query, key, query_start=query_start, scale=scoring.scale, key_mask=key_mask)
     else:
-        splits, most = lse[None], 1
+        splits, most = lse, 1
     tile = tile_for(query)
-    heads, text = row_tile(tile, group, rows)
     partial = torch.empty(batch, kv_heads, last - first, dtype=torch.float32, device=query.device)
     masks = [key if mask is None else mask.view(torch.uint8) for mask in (key_mask, query_mask)]
     _launch_column_sums(
@@ -222,12 +233,12 @@ def partial_column_sums(scoring: Scoring, workspace: Tensor | None = None) -> Te
         (
             rows, kv_heads, first, last - first, query_start, scoring.scale * LOG2_E.value,
             0 if workspace is None else workspace.numel(),
-            *query.stride(), *key.stride(), *splits.stride(), splits.shape[0],
+            *query.stride(), *key.stride(), *(splits.stride() if lse is None else (0, *lse.stride())),
+            1 if lse is not None else splits.shape[0],
             *((0, 0) if key_mask is None else key_mask.stride()), *((0, 0) if query_mask is None else query_mask.stride()),
         ),
         {
-            "CAUSAL": last - 1 > query_start, "GROUP": group, "HEAD_DIM": dim, "BLOCK_D": max(16, power_of_two(dim)),
-            "BLOCK_H": heads, "BLOCK_T": text, "BLOCK_N": tile.columns, "SPLITS": most,
+            "CAUSAL": last - 1 > query_start, **_product(tile, dim, group, rows), "SPLITS": most,
             "HAS_KEY_MASK": key_mask is not None, "HAS_QUERY_MASK": query_mask is not None,
             "HAS_WORKSPACE": workspace is not None, "PRECISION": precision(query.dtype),
             **overlapping(query.device, follows=lse is None),

@@ -148,7 +148,7 @@ class _Launch(NamedTuple):
     kinds: tuple[tuple[Any, ...], ...]
     layouts: tuple[tuple[_Layout, ...], ...]
     tensors: tuple[tuple[tuple[int, ...], ...], ...]  # the numbers of those in the slots
-    flat: tuple[int, ...]  # the same, in a row
+    moved: tuple[int, ...]  # the same, in a row
     rows: int
     key: tuple[Any, ...]  # what of this Triton compiles for
 
@@ -172,7 +172,7 @@ def gather(
 
     `follows` is said where another of our kernels was launched last; see `overlap.py`.
     """
-    sources = [_plain(tensor) if tensor.is_complex() or tensor.is_neg() else tensor for tensor in tensors]
+    sources = [_plain(tensor) if tensor.is_neg() or tensor.is_complex() else tensor for tensor in tensors]
     given = tuple(
         [
             (source.shape, source.stride(), source.dtype, source.data_ptr() & 15, source.storage_offset() & 15, pair)
@@ -190,12 +190,10 @@ def gather(
         _launch(indices, launch, sources, targets, follows)
     for number in plan.by_torch:
         (targets[number],) = reference.gather(indices, [sources[number]], [dims[number]])
-    return tuple(
-        [
-            target if target.dtype == tensor.dtype else torch.view_as_complex(target)
-            for target, tensor in zip(targets, tensors, strict=True)
-        ]
-    )
+    for number, tensor in enumerate(tensors):
+        if tensor.dtype == torch.complex128:
+            targets[number] = torch.view_as_complex(targets[number])
+    return tuple(targets)
 
 
 # A prompt's stages come again with the next prompt of its size; each has the layouts of some dozens of tensors.
@@ -218,7 +216,8 @@ def _plan(batch: int, num_kept: int, given: tuple[_Given, ...]) -> _Plan:
             by_torch.append(number)
         else:
             alike.setdefault(folded, []).append(number)
-    return _Plan(shapes, [_launch_of(runs) for runs in _shared_out(alike)], by_torch)
+    addresses = [address for _, _, _, address, _, _ in given]
+    return _Plan(shapes, [_launch_of(runs, addresses) for runs in _shared_out(alike)], by_torch)
 
 
 def _shared_out(alike: dict[Fold, list[int]]) -> list[list[Run]]:
@@ -241,7 +240,7 @@ def _shared_out(alike: dict[Fold, list[int]]) -> list[list[Run]]:
     return [*launches, together] if together else launches
 
 
-def _launch_of(runs: list[Run]) -> _Launch:
+def _launch_of(runs: list[Run], addresses: list[int]) -> _Launch:
     kinds = list(dict.fromkeys(run.fold.kind for run in runs))
     layouts: list[list[_Layout]] = [[] for _ in kinds]
     tensors: list[list[tuple[int, ...]]] = [[] for _ in kinds]
@@ -253,7 +252,6 @@ def _launch_of(runs: list[Run]) -> _Launch:
         rows = end
         # What fills the slots that are left has no rows.
         tensors[kind].append((*numbers, *numbers[:1] * (slots - len(numbers))))
-    flat = tuple(number for kind in tensors for run in kind for number in run)
     wide = tuple(
         number > _INT32
         for kind in layouts
@@ -261,9 +259,10 @@ def _launch_of(runs: list[Run]) -> _Launch:
         for number in (*layout[:6], *layout.source, *layout.target)
     )
     slots_of = tuple(tuple(map(len, kind)) for kind in tensors)
-    key = (tuple(kinds), slots_of, wide if True in wide else None)
+    moved = tuple(number for kind in tensors for run in kind for number in run)
+    key = (tuple(kinds), slots_of, wide if True in wide else None, tuple(addresses[number] for number in moved))
     return _Launch(
-        runs, tuple(map(tuple, kinds)), tuple(map(tuple, layouts)), tuple(map(tuple, tensors)), flat, rows // 16, key
+        runs, tuple(map(tuple, kinds)), tuple(map(tuple, layouts)), tuple(map(tuple, tensors)), moved, rows // 16, key
     )
 
 
@@ -281,9 +280,7 @@ def _launch(
         return (indices, *nested, launch.layouts, stride_b, stride_k, num_kept, *constants.values())
 
     key = (
-        indices.device.index, launch.key, constants["FOLLOWS"], constants["SIGNALS"], indices.data_ptr() & 15,
-        *[sources[number].data_ptr() & 15 for number in launch.flat],
-        *[targets[number].data_ptr() & 15 for number in launch.flat],
+        indices.device.index, launch.key, follows, indices.data_ptr() & 15, *[targets[number].data_ptr() & 15 for number in launch.moved],
         *kinds_of((stride_k,)), stride_b > _INT32, stride_k > _INT32,
     )  # fmt: skip
     grid = (launch.rows, ceil_div(num_kept, _TOKENS), batch)

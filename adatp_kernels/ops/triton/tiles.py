@@ -8,7 +8,7 @@ without spilling a register and within the smallest shared memory among them.
 from __future__ import annotations
 
 import functools
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
@@ -16,8 +16,7 @@ import torch
 _FULL_CHIP = 256
 
 
-@dataclass(frozen=True)
-class Tile:
+class Tile(NamedTuple):
     """One matrix product: `columns` keys × `rows` packed rows, by `warps` warps, loads `stages` deep."""
 
     columns: int
