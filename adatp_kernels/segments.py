@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from adatp_kernels.errors import as_tensor, host_integers, number
+from adatp_kernels.layout import VisualLayout
 
 
 def segment_frames(features: Tensor, threshold: float = 0.95) -> Tensor:
@@ -79,6 +80,16 @@ def salient_segments(segments: Tensor, relevance: Tensor) -> Tensor:
     # The mean of equal numbers can round to just above them; all must stay salient then.
     threshold = mean.mean()
     return (mean >= threshold) | torch.isclose(mean, threshold, rtol=1e-12, atol=0.0)
+
+
+def frames_of(layout: VisualLayout, segments: Tensor) -> Tensor:
+    """`check_segments`, and that there is one of each of the layout's frames."""
+    ids = check_segments(segments)
+    if len(ids) != layout.num_frames:
+        raise ValueError(
+            f"segments: expected one entry for each of the layout's {layout.num_frames} frames, got {len(ids)}"
+        )
+    return ids
 
 
 def check_segments(segments: Tensor) -> Tensor:

@@ -1,0 +1,130 @@
+"""Schedules: how many tokens each stage keeps as a function of one number α, and the α that meets the FLOPs target."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import operator
+from collections.abc import Sequence
+from typing import TypeVar
+
+from adatp_kernels.config import AdaTPConfig
+
+Count = TypeVar("Count", int, float)
+
+# How far the planned share of the FLOPs may lie above a target before the target counts as unreachable.
+TOLERANCE = 0.005
+
+
+def layer_flops(tokens: Count, hidden_size: int, key_width: int, mlp_width: int) -> Count:
+    """`visual_flops` without its checks; exact where `tokens` is an int."""
+    n, d = tokens, hidden_size
+    return 2 * n * d * key_width + 2 * n * d * d + 2 * n * n * d + 3 * n * d * mlp_width
+
+
+class Schedule:
+    """The stages' totals for a video of `tokens` visual tokens, of which the caps allow `cap`."""
+
+    def __init__(
+        self,
+        config: AdaTPConfig,
+        tokens: int,
+        cap: int,
+        layers: tuple[int, ...],
+        num_layers: int,
+        decoder: dict[str, int],
+    ) -> None:
+        self.config, self.tokens, self.cap, self.layers, self.num_layers = config, tokens, cap, layers, num_layers
+        self.decoder = decoder
+        # Decoder layers that the whole video enters, and of each stage, those that its total enters.
+        starts = [layer + 1 for layer in layers]
+        self.whole = starts[0]
+        self.widths = [after - start for start, after in itertools.pairwise([*starts, num_layers])]
+        # The FLOPs of n tokens are linear·n + quadratic·n², so that of a plan two sums over its stages are enough.
+        self.quadratic = 2 * decoder["hidden_size"]
+        self.linear = layer_flops(1, **decoder) - self.quadratic
+        self.unpruned = num_layers * layer_flops(tokens, **decoder)
+
+    def wanted(self, alpha: float | None, stages: Sequence[int] | None = None) -> list[int]:
+        """Totals as scheduled, before the caps: of all stages, or of `stages`, counted from 0."""
+        tokens, floor = self.tokens, math.floor
+        if alpha is None:  # a caller who writes the schedule out may drop everything
+            return [floor(tokens * share + 0.5) for share in self._shares(alpha)]
+        totals = [floor(tokens * share + 0.5) for share in self._shares(alpha, stages)]
+        return [total or 1 for total in totals]
+
+    def totals(self, alpha: float | None, stages: Sequence[int] | None = None) -> list[int]:
+        """Totals that the caps allow."""
+        cap = self.cap
+        return [cap if total > cap else total for total in self.wanted(alpha, stages)]
+
+    def _shares(self, alpha: float | None, stages: Sequence[int] | None = None) -> Sequence[float]:
+        """Share of the visual tokens that each stage is to keep; `alpha` is None with an explicit schedule."""
+        if not isinstance(self.config.schedule, str):
+            return self.config.schedule
+        assert alpha is not None
+        count = len(self.layers)
+        if self.config.schedule == "linear":
+            return [1 - (1 - alpha) * (i + 1) / count for i in (range(count) if stages is None else stages)]
+        return [alpha ** (i + 1) for i in (range(count) if stages is None else stages)]
+
+    def tokens_per_layer(self, totals: Sequence[Count]) -> tuple[Count | int, ...]:
+        """Visual tokens that enter each layer when the stages keep `totals`."""
+        entering: list[Count | int] = [self.tokens] * self.whole
+        for width, total in zip(self.widths, totals, strict=True):
+            entering += [total] * width
+        return tuple(entering)
+
+    def flops_ratio(self, totals: Sequence[int]) -> float:
+        """FLOPs of a plan that keeps `totals`, as a share of the unpruned ones."""
+        flops = self.whole * layer_flops(self.tokens, **self.decoder) + self._flops(self.widths, totals)
+        return flops / self.unpruned
+
+    def _flops(self, widths: Sequence[int], totals: Sequence[int]) -> int:
+        """FLOPs of the `widths` layers that `totals` tokens enter."""
+        entering = [*map(operator.mul, widths, totals)]
+        return self.linear * sum(entering) + self.quadratic * sum(map(operator.mul, entering, totals))
+
+    def solve(self) -> float:
+        """The α whose plan comes nearest to `target_flops`, by bisection; the ratio rises with α.
+
+        Raises
+        ------
+        ValueError
+            If the target is below what the layers before the first stage cost alone.
+        """
+        target, decoder = self.config.target_flops, self.decoder
+        assert target is not None
+        # Without the floor of one token a stage: a video of very few tokens is no reason to refuse.
+        fewest = self.tokens_per_layer([self.tokens * share for share in self._shares(0.0)])
+        least = sum(layer_flops(float(n), **decoder) for n in fewest) / self.unpruned
+        if least > target + TOLERANCE:
+            raise ValueError(
+                f"target_flops: {target} cannot be reached with a {self.config.schedule} schedule and stages after layers "
+                f"{list(self.layers)} of {self.num_layers}: the least is {least:.3f}. Raise target_flops or prune after an earlier layer"
+            )
+        low, high = 0.0, 1.0
+        at_low, at_high = self.totals(low), self.totals(high)
+        if self.flops_ratio(at_high) <= target:
+            return high
+        if self.flops_ratio(at_low) > target:  # one token a stage, but within the tolerance
+            return low
+        # A total rises with α, so a stage that keeps the same at both ends does so in between: it is settled.
+        settled = self.whole * layer_flops(self.tokens, **decoder)
+        stages, widths = list(range(len(self.layers))), self.widths
+        for _ in range(60):
+            middle = (low + high) / 2
+            totals = self.totals(middle, stages)
+            if (settled + self._flops(widths, totals)) / self.unpruned <= target:
+                low, at_low = middle, totals
+            else:
+                high, at_high = middle, totals
+            moves = [*map(operator.ne, at_low, at_high)]
+            if not all(moves):
+                same = [not move for move in moves]
+                settled += self._flops([*itertools.compress(widths, same)], [*itertools.compress(totals, same)])
+                stages, widths, at_low, at_high = (
+                    [*itertools.compress(values, moves)] for values in (stages, widths, at_low, at_high)
+                )
+        short, over = (settled + self._flops(widths, totals) for totals in (at_low, at_high))
+        return low if target - short / self.unpruned <= over / self.unpruned - target else high
