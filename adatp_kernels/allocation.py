@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import operator
 from collections.abc import Sequence
 
 
@@ -20,10 +21,9 @@ class Allocator:
 
     def __init__(self, weights: Sequence[float]) -> None:
         self.weights = weights
-        # Where each segment leaves its floor of 1, as `_water_level` takes it: one order for all stages.
-        self._floors_left = sorted((1 / weight, weight) for weight in weights)
+        # Where `_water_level` is once every segment is above its floor of 1: the same at all stages.
         level, filled, slope = 0.0, float(len(weights)), 0.0
-        for left_at, weight in self._floors_left:
+        for left_at, weight in sorted((1 / weight, weight) for weight in weights):
             level, filled, slope = left_at, filled + (left_at - level) * slope, slope + weight
         self._above_floors = level, filled, slope
 
@@ -41,8 +41,8 @@ class Allocator:
             return list(caps)
         level, floors = self._water_level(total, caps)
         shares = [
-            cap if level * weight > cap else low if level * weight < low else level * weight
-            for weight, low, cap in zip(self.weights, floors, caps, strict=True)
+            low if share < low else cap if share > cap else share
+            for share, low, cap in zip([level * weight for weight in self.weights], floors, caps, strict=True)
         ]
         result = [int(share + 1e-9) for share in shares]
         left = total - sum(result)
@@ -57,19 +57,22 @@ class Allocator:
     def _water_level(self, total: int, caps: Sequence[int]) -> tuple[float, Sequence[int]]:
         """The level λ at which ``Σ clamp(λ·w, floor, cap)`` is `total`, exact by the sum's breakpoints; and the floors."""
         # Between neighbouring breakpoints the sum is linear: slope = weights that are above floor and below cap.
-        caps_reached = [(cap / weight, -weight) for weight, cap in zip(self.weights, caps, strict=True)]
         level, filled, slope = self._above_floors
-        if filled < total and level < min(caps_reached)[0]:  # then no cap is 0, and no floor binds at the level sought
+        caps_reached = [*map(operator.truediv, caps, self.weights)]
+        first = min(caps_reached)
+        if filled < total and level < first:  # then no cap is 0, and the level sought is above all floors
             floors: Sequence[int] = [1] * len(caps)
-            events = sorted(caps_reached)
+            if filled + (first - level) * slope >= total:
+                return level + (total - filled) / slope, floors
+            events = []
         else:
             floors = [min(1, cap) for cap in caps]
             if total < sum(floors):
                 floors = [0] * len(caps)
-            leaving = zip(floors, self.weights, strict=True)
-            events = sorted([(low / weight, weight) for low, weight in leaving] + caps_reached)
+            events = [(low / weight, weight) for low, weight in zip(floors, self.weights, strict=True)]
             level, filled, slope = 0.0, float(sum(floors)), 0.0
-        for breakpoint_level, change in events:
+        events += [(reached, -weight) for reached, weight in zip(caps_reached, self.weights, strict=True)]
+        for breakpoint_level, change in sorted(events):
             step = (breakpoint_level - level) * slope
             if filled + step >= total and slope > 0:
                 break

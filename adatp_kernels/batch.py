@@ -162,8 +162,9 @@ class Batch:
         segment, position = torch.full((2, len(segments), self.length), -1).unbind()
         for row, (layout, frames, gone) in enumerate(zip(self.layouts, segments, self.padding_to_go, strict=True)):
             layout.write(frames, segment[row], position[row])
-            segment[row, :gone] = padding
-            position[row, :gone] = 0
+            if gone:
+                segment[row, :gone] = padding
+                position[row, :gone] = 0
         return segment, position
 
     def asking(self) -> Tensor | None:

@@ -17,7 +17,7 @@ from adatp_kernels.layout import VisualLayout
 from adatp_kernels.ops import checks
 from adatp_kernels.plan import PruningPlan, plans_of_checked
 from adatp_kernels.recent import RecentStates
-from adatp_kernels.segments import check_segments, frames_of, salient_segments, segment_frames
+from adatp_kernels.segments import check_frames, check_segments, salient_segments, segment_frames
 from adatp_kernels.state import PruningState, Step
 
 
@@ -101,7 +101,7 @@ def _state(
         None if row is None else salient_segments(of, row).tolist() for of, row in zip(frames, relevance, strict=True)
     ]
     for layout, of in zip(batch.layouts, frames, strict=True):
-        frames_of(layout, of)
+        check_frames(layout, of)
     plans = plans_of_checked(config, batch.layouts, frames, flags, surplus=batch.surplus, **decoder)
     tokens = {"kept": torch.arange(batch.length)[None]}
     tokens["segments"], tokens["positions"] = batch.table(frames)
@@ -140,10 +140,10 @@ def _steps(
         return ()
     limits = batch.limits(frames, [[plan.stages[i].budgets for plan in plans] for i in running])
     shape = (len(running), len(frames), len(limits[0][0]), 4)
-    numbers = limits
-    for _ in shape[1:]:
-        numbers = itertools.chain.from_iterable(numbers)
-    on_device = torch.frombuffer(array.array("q", numbers), dtype=torch.int64).view(shape).to(device)
+    numbers = array.array("q")  # which takes a tenth of the time that torch.tensor takes for nested lists
+    for row in itertools.chain.from_iterable(limits):
+        numbers.extend(itertools.chain.from_iterable(row))
+    on_device = torch.frombuffer(numbers, dtype=torch.int64).view(shape).to(device)
     if len(frames) == 1:
         on_device = on_device[:, 0]
     budgets, ranges = on_device[..., 0].unbind(), on_device[..., 1:].unbind()

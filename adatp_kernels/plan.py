@@ -19,7 +19,7 @@ from adatp_kernels.config import AdaTPConfig
 from adatp_kernels.errors import as_tensor, integer, number
 from adatp_kernels.layout import VisualLayout
 from adatp_kernels.schedule import Schedule, layer_flops
-from adatp_kernels.segments import frames_of
+from adatp_kernels.segments import check_frames, check_segments
 
 
 @dataclass(frozen=True)
@@ -185,7 +185,7 @@ def make_plans(
     for layout, of_frames, of_segments in zip(layouts, segments, salient, strict=True):
         if not isinstance(layout, VisualLayout):
             raise TypeError(f"layout: expected a VisualLayout, got {type(layout).__name__}")
-        frames.append(frames_of(layout, of_frames))
+        frames.append(check_frames(layout, check_segments(of_frames)))
         flags.append(_flags(of_segments, int(frames[-1][-1]) + 1))
     return plans_of_checked(config, layouts, frames, flags, surplus=surplus, num_layers=num_layers, **decoder)
 

@@ -36,6 +36,7 @@ class Schedule:
     ) -> None:
         self.config, self.tokens, self.cap, self.layers, self.num_layers = config, tokens, cap, layers, num_layers
         self.decoder = decoder
+        self._stages = range(1, len(layers) + 1)
         # Decoder layers that the whole video enters, and of each stage, those that its total enters.
         starts = [layer + 1 for layer in layers]
         self.whole = starts[0]
@@ -45,28 +46,33 @@ class Schedule:
         self.linear = layer_flops(1, **decoder) - self.quadratic
         self.unpruned = num_layers * layer_flops(tokens, **decoder)
 
-    def wanted(self, alpha: float | None, stages: Sequence[int] | None = None) -> list[int]:
-        """Totals as scheduled, before the caps: of all stages, or of `stages`, counted from 0."""
-        tokens, floor = self.tokens, math.floor
-        if alpha is None:  # a caller who writes the schedule out may drop everything
-            return [floor(tokens * share + 0.5) for share in self._shares(alpha)]
-        totals = [floor(tokens * share + 0.5) for share in self._shares(alpha, stages)]
-        return [total or 1 for total in totals]
+    def wanted(self, alpha: float | None) -> list[int]:
+        """Totals as scheduled, before the caps; `alpha` is None with an explicit schedule."""
+        return self._wanted(alpha, self._stages)
 
-    def totals(self, alpha: float | None, stages: Sequence[int] | None = None) -> list[int]:
+    def totals(self, alpha: float | None) -> list[int]:
         """Totals that the caps allow."""
-        cap = self.cap
-        return [cap if total > cap else total for total in self.wanted(alpha, stages)]
+        return self._totals(alpha, self._stages)
 
-    def _shares(self, alpha: float | None, stages: Sequence[int] | None = None) -> Sequence[float]:
-        """Share of the visual tokens that each stage is to keep; `alpha` is None with an explicit schedule."""
-        if not isinstance(self.config.schedule, str):
+    def _totals(self, alpha: float | None, stages: Sequence[int]) -> list[int]:
+        totals, cap = self._wanted(alpha, stages), self.cap
+        return totals if totals[0] <= cap else [cap if total > cap else total for total in totals]
+
+    def _wanted(self, alpha: float | None, stages: Sequence[int]) -> list[int]:
+        """`wanted` of some of the stages, counted from 1; it never rises from one to the next."""
+        tokens, floor = self.tokens, math.floor
+        totals = [floor(tokens * share + 0.5) for share in self._shares(alpha, stages)]
+        # A caller who writes the schedule out may drop everything.
+        return totals if totals[-1] or alpha is None else [total or 1 for total in totals]
+
+    def _shares(self, alpha: float | None, stages: Sequence[int]) -> Sequence[float]:
+        """Share of the visual tokens that each of `stages` is to keep."""
+        if alpha is None:
+            assert not isinstance(self.config.schedule, str)
             return self.config.schedule
-        assert alpha is not None
-        count = len(self.layers)
         if self.config.schedule == "linear":
-            return [1 - (1 - alpha) * (i + 1) / count for i in (range(count) if stages is None else stages)]
-        return [alpha ** (i + 1) for i in (range(count) if stages is None else stages)]
+            return [1 - (1 - alpha) * i / len(self._stages) for i in stages]
+        return [alpha**i for i in stages]
 
     def tokens_per_layer(self, totals: Sequence[Count]) -> tuple[Count | int, ...]:
         """Visual tokens that enter each layer when the stages keep `totals`."""
@@ -96,7 +102,7 @@ class Schedule:
         target, decoder = self.config.target_flops, self.decoder
         assert target is not None
         # Without the floor of one token a stage: a video of very few tokens is no reason to refuse.
-        fewest = self.tokens_per_layer([self.tokens * share for share in self._shares(0.0)])
+        fewest = self.tokens_per_layer([self.tokens * share for share in self._shares(0.0, self._stages)])
         least = sum(layer_flops(float(n), **decoder) for n in fewest) / self.unpruned
         if least > target + TOLERANCE:
             raise ValueError(
@@ -109,22 +115,27 @@ class Schedule:
             return high
         if self.flops_ratio(at_low) > target:  # one token a stage, but within the tolerance
             return low
-        # A total rises with α, so a stage that keeps the same at both ends does so in between: it is settled.
         settled = self.whole * layer_flops(self.tokens, **decoder)
-        stages, widths = list(range(len(self.layers))), self.widths
-        for _ in range(60):
+        stages, widths, apart = [*self._stages], self.widths, sum(at_high) - sum(at_low)
+        halvings = iter(range(60))
+        while apart > 1 and next(halvings, None) is not None:
             middle = (low + high) / 2
-            totals = self.totals(middle, stages)
+            totals = self._totals(middle, stages)
             if (settled + self._flops(widths, totals)) / self.unpruned <= target:
                 low, at_low = middle, totals
             else:
                 high, at_high = middle, totals
-            moves = [*map(operator.ne, at_low, at_high)]
-            if not all(moves):
+            apart = sum(at_high) - sum(at_low)
+            if apart < len(stages):
+                # A total rises with α, so a stage that keeps the same at both ends does so in between: it is settled.
+                moves = [*map(operator.ne, at_low, at_high)]
                 same = [not move for move in moves]
                 settled += self._flops([*itertools.compress(widths, same)], [*itertools.compress(totals, same)])
                 stages, widths, at_low, at_high = (
                     [*itertools.compress(values, moves)] for values in (stages, widths, at_low, at_high)
                 )
+        for _ in halvings:  # what is left is one stage that keeps one token more from some α on
+            middle = (low + high) / 2
+            low, high = (middle, high) if self._totals(middle, stages) == at_low else (low, middle)
         short, over = (settled + self._flops(widths, totals) for totals in (at_low, at_high))
         return low if target - short / self.unpruned <= over / self.unpruned - target else high

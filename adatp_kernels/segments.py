@@ -82,9 +82,8 @@ def salient_segments(segments: Tensor, relevance: Tensor) -> Tensor:
     return (mean >= threshold) | torch.isclose(mean, threshold, rtol=1e-12, atol=0.0)
 
 
-def frames_of(layout: VisualLayout, segments: Tensor) -> Tensor:
-    """`check_segments`, and that there is one of each of the layout's frames."""
-    ids = check_segments(segments)
+def check_frames(layout: VisualLayout, ids: Tensor) -> Tensor:
+    """`ids` if there is one of each of the layout's frames, or an error; as `check_segments` returns them."""
     if len(ids) != layout.num_frames:
         raise ValueError(
             f"segments: expected one entry for each of the layout's {layout.num_frames} frames, got {len(ids)}"
