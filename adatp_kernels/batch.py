@@ -13,6 +13,7 @@ from torch import Tensor
 
 from adatp_kernels.errors import integer
 from adatp_kernels.layout import VisualLayout
+from adatp_kernels.segments import segment_bounds
 
 
 @dataclass(frozen=True, eq=False)
@@ -120,7 +121,9 @@ class Batch:
             Of each stage and row, how many tokens every segment keeps.
         """
         width = max(len(row) for row in budgets[0]) + any(self.padding_to_go) if budgets else 0
-        rows = [self._row_limits(row, segments[row], [kept[row] for kept in budgets], width) for row in range(len(segments))]
+        rows = [
+            self._row_limits(row, segments[row], [kept[row] for kept in budgets], width) for row in range(len(segments))
+        ]
         return [list(stage) for stage in zip(*rows, strict=True)]
 
     def _row_limits(
@@ -128,7 +131,7 @@ class Batch:
     ) -> list[list[tuple[int, int, int, int]]]:
         """Of every stage, the limits of one row's segments, as many as `width`."""
         layout, gone, (first, last) = self.layouts[row], self.padding_to_go[row], self.key_ranges[row]
-        bounds = layout.segment_bounds(frames)
+        bounds = segment_bounds(layout, frames)
         before: Sequence[int] = [end - start for start, end in itertools.pairwise(bounds)]
         starts = [*layout.index.index_select(0, torch.tensor(bounds[:-1])).tolist(), last]
         # Of each segment, the columns of text between its first visual token and the next segment's.
@@ -161,10 +164,10 @@ class Batch:
         padding = max(int(frames[-1]) for frames in segments) + 1
         segment, position = torch.full((2, len(segments), self.length), -1).unbind()
         for row, (layout, frames, gone) in enumerate(zip(self.layouts, segments, self.padding_to_go, strict=True)):
-            layout.write(frames, segment[row], position[row])
-            if gone:
-                segment[row, :gone] = padding
-                position[row, :gone] = 0
+            segment[row].scatter_(0, layout.index, frames.index_select(0, layout.frame))
+            position[row].scatter_(0, layout.index, layout.position)
+            segment[row, :gone] = padding
+            position[row, :gone] = 0
         return segment, position
 
     def asking(self) -> Tensor | None:

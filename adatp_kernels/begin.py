@@ -24,6 +24,7 @@ from adatp_kernels.state import PruningState, Step
 def begin(
     config: AdaTPConfig,
     decoder: dict[str, int],
+    usual_prior: Tensor | None,
     recent: RecentStates,
     *,
     layout: VisualLayout | Sequence[VisualLayout],
@@ -36,7 +37,7 @@ def begin(
     batch_size: int,
     device: torch.device | str,
 ) -> PruningState:
-    """`AdaTPPruner.begin`, for a prior that is the configuration's where the caller has none of his own."""
+    """`AdaTPPruner.begin`, of a pruner that is made of the first four."""
     alone = isinstance(layout, VisualLayout)
     given = {"features": features, "segments": segments, "relevance": relevance, "prior": prior}
     rows = _rows_of(alone, layout, **given, padding=padding)
@@ -44,7 +45,7 @@ def begin(
     if (features is None) == (segments is None):
         raise ValueError("features, segments: expected exactly one of the two")
     if segments is None:
-        # Made here, so nothing is to be checked; this is where the host waits for the features.
+        # The host waits here for the features' device. What comes out needs no check.
         frames = [segment_frames(row, config.segment_threshold).cpu() for row in rows["features"]]
     else:
         frames = [check_segments(row) for row in rows["segments"]]
@@ -52,33 +53,33 @@ def begin(
     batch_size = integer("batch_size", batch_size, low=1)
     if batch_size != 1 and not alone:
         raise ValueError(f"batch_size: expected 1 where every row has a layout of its own, got {batch_size}")
-    gaps = tuple(integer(f"padding[{row}]", count or 0, low=0) for row, count in enumerate(rows["padding"]))
+    paddings = tuple(integer(f"padding[{row}]", count or 0, low=0) for row, count in enumerate(rows["padding"]))
     scores = [None if row is None else as_tensor("relevance", row) for row in rows["relevance"]]
-    priors = [] if prior is None else [_factors(row) for row in rows["prior"]]
+    if prior is None:
+        rows["prior"] = [] if usual_prior is None else [usual_prior] * len(layouts)
+    priors = [_factors(row) for row in rows["prior"]]
 
-    # A state depends on nothing but what follows. A dtype is part of it where one that is refused could equal another.
+    # All that a state depends on. The dtype of what is not checked yet is part of it: true would equal 1.
     key = (
         config,
         tuple(decoder.values()),
         length,
         batch_size,
-        gaps,
+        paddings,
         [row.tolist() for row in frames],
         [None if row is None else (row.dtype, row.tolist()) for row in scores],
         len(priors),
         _place(device),
     )
-    inputs = [tensor for row in layouts for tensor in (row.index, row.frame, row.position)]
-    inputs += [row.view(torch.int32) for row in priors]  # bits, so that 0 and −0 differ and NaN equals itself
-    state = recent.find(key, inputs)
+    state = recent.find(key, _inputs(layouts, priors))
     if state is None:
-        # Whatever mode the caller is in, the state may be used in any; and nothing of it is shared with the caller.
+        # Whatever mode the caller is in, the state may be used in another; and it shares no memory with his tensors.
         with torch.inference_mode(False):
-            layouts, priors = [row.clone() for row in layouts], [row.clone() for row in priors]
-            frames = [row.clone() for row in frames]
-            state = _state(config, decoder, Batch(tuple(layouts), length, gaps), frames, scores, priors, batch_size, device)
-        inputs = [tensor for row in layouts for tensor in (row.index, row.frame, row.position)]
-        recent.add(key, [*inputs, *(row.view(torch.int32) for row in priors)], state)
+            layouts, frames = [_own(row) for row in layouts], [row.clone() for row in frames]
+            priors = [row.clone() for row in priors]
+            batch = Batch(tuple(layouts), length, paddings)
+            state = _state(config, decoder, batch, frames, scores, priors, batch_size, device)
+            recent.add(key, _inputs(layouts, priors), state)
     return state
 
 
@@ -177,6 +178,20 @@ def _rows_of(alone: bool, layout: Any, **arguments: Any) -> dict[str, list[Any]]
         else:
             rows[name] = list(value)
     return rows
+
+
+def _own(layout: VisualLayout) -> VisualLayout:
+    """A copy with tensors of its own."""
+    copy = object.__new__(VisualLayout)  # no need to check it again
+    for name, values in vars(layout).items():
+        object.__setattr__(copy, name, values.clone())
+    return copy
+
+
+def _inputs(layouts: Sequence[VisualLayout], priors: Sequence[Tensor]) -> list[Tensor]:
+    """The tensors that a state depends on; priors as bits, for which NaN equals itself and −0 isn't 0."""
+    tensors = [tensor for row in layouts for tensor in (row.index, row.frame, row.position)]
+    return tensors + [row.view(torch.int32) for row in priors]
 
 
 def _factors(prior: Tensor) -> Tensor:

@@ -79,33 +79,6 @@ class VisualLayout:
         """The columns ``[v0, v1)`` of the sequence that hold all visual tokens."""
         return int(self.index[0]), int(self.index[-1]) + 1
 
-    def clone(self) -> VisualLayout:
-        """The same with tensors of its own, which nobody else writes to."""
-        copy = object.__new__(VisualLayout)  # checked already
-        for name in ("index", "frame", "position"):
-            object.__setattr__(copy, name, getattr(self, name).clone())
-        return copy
-
-    def segment_bounds(self, frames: Tensor) -> list[int]:
-        """Number of each segment's first visual token, and behind the last segment's that of all.
-
-        Parameters
-        ----------
-        frames : LongTensor [num_frames]
-            Segment of each frame, as `check_segments` returns it.
-        """
-        first_frames = torch.searchsorted(frames.contiguous(), torch.arange(int(frames[-1]) + 1))
-        return [*torch.searchsorted(self.frame.contiguous(), first_frames).tolist(), len(self)]
-
-    def cells_per_segment(self, frames: Tensor) -> list[int]:
-        """Distinct positions among each segment's visual tokens; `frames` as for `segment_bounds`."""
-        num_segments, span = int(frames[-1]) + 1, int(self.position.max()) + 1
-        cell = torch.add(self.position, frames.index_select(0, self.frame), alpha=span)
-        if num_segments * span <= 2 * len(self):
-            return (cell.bincount(minlength=num_segments * span).view(num_segments, span) > 0).sum(1).tolist()
-        # A table would be larger than what there is to count.
-        return torch.bincount(cell.unique() // span, minlength=num_segments).tolist()
-
     def table(self, segments: Tensor, length: int) -> tuple[Tensor, Tensor]:
         """Segment and position of every token of the sequence, −1 where it is text.
 
@@ -135,10 +108,6 @@ class VisualLayout:
                 f"length: the last visual token is number {int(self.index[-1])}, got a sequence of {length}"
             )
         segment, position = torch.full((2, length), -1).unbind()
-        self.write(frames, segment, position)
-        return segment, position
-
-    def write(self, frames: Tensor, segment: Tensor, position: Tensor) -> None:
-        """Write `table` into two rows [length], whose text stays as it is; nothing is checked."""
         segment.scatter_(0, self.index, frames.index_select(0, self.frame))
         position.scatter_(0, self.index, self.position)
+        return segment, position

@@ -19,7 +19,7 @@ from adatp_kernels.config import AdaTPConfig
 from adatp_kernels.errors import as_tensor, integer, number
 from adatp_kernels.layout import VisualLayout
 from adatp_kernels.schedule import Schedule, layer_flops
-from adatp_kernels.segments import check_frames, check_segments
+from adatp_kernels.segments import cells_per_segment, check_frames, check_segments, segment_bounds
 
 
 @dataclass(frozen=True)
@@ -185,7 +185,8 @@ def make_plans(
     for layout, of_frames, of_segments in zip(layouts, segments, salient, strict=True):
         if not isinstance(layout, VisualLayout):
             raise TypeError(f"layout: expected a VisualLayout, got {type(layout).__name__}")
-        frames.append(check_frames(layout, check_segments(of_frames)))
+        frames.append(check_segments(of_frames))
+        check_frames(layout, frames[-1])
         flags.append(_flags(of_segments, int(frames[-1][-1]) + 1))
     return plans_of_checked(config, layouts, frames, flags, surplus=surplus, num_layers=num_layers, **decoder)
 
@@ -200,11 +201,10 @@ def plans_of_checked(
     num_layers: int,
     **decoder: int,
 ) -> tuple[PruningPlan, ...]:
-    """`make_plans` of arguments that are known to be right; `flags` are the salient segments'."""
+    """`make_plans` of arguments that passed its checks; `flags` say which segments are salient."""
     layers = config.stage_layers(num_layers)
-    drafts = [
-        _Draft(config, *row, layers, num_layers, decoder) for row in zip(layouts, frames, flags, strict=True)
-    ]
+    decoder = {name: int(width) for name, width in decoder.items()}  # Python's, which are exact
+    drafts = [_Draft(config, *row, layers, num_layers, decoder) for row in zip(layouts, frames, flags, strict=True)]
     room = min(sum(draft.caps) - extra for draft, extra in zip(drafts, surplus, strict=True))
     totals = [min(room, *stage) for stage in zip(*(draft.totals for draft in drafts), strict=True)]
     if any(surplus) and room < 1:
@@ -229,10 +229,10 @@ class _Draft:
         num_layers: int,
         decoder: dict[str, int],
     ) -> None:
-        bounds = layout.segment_bounds(frames)
+        bounds = segment_bounds(layout, frames)
         sizes = [end - start for start, end in itertools.pairwise(bounds)]
         self.target, self.layers = config.target_flops, layers
-        self.caps = layout.cells_per_segment(frames) if config.spatial_dedup == "strict" else sizes
+        self.caps = cells_per_segment(layout, frames) if config.spatial_dedup == "strict" else sizes
         boosts = [1.0] * len(sizes) if flags is None else [config.salient_boost if flag else 1.0 for flag in flags]
         self.allocator = Allocator([size * boost for size, boost in zip(sizes, boosts, strict=True)])
         self.schedule = Schedule(config, len(layout), sum(self.caps), layers, num_layers, decoder)

@@ -127,11 +127,10 @@ class AdaTPPruner(nn.Module):
             For malformed arguments, an unreachable FLOPs target, a prompt with no text after its last visual token
             to score with, or rows that cannot be brought to one length.
         """
-        if prior is None and self._prior is not None:
-            prior = self._prior if isinstance(layout, VisualLayout) else [self._prior] * len(layout)
         return begin(
             self.config,
             self.decoder,
+            self._prior,
             self._recent,
             layout=layout,
             length=length,

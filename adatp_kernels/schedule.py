@@ -6,7 +6,7 @@ import itertools
 import math
 import operator
 from collections.abc import Sequence
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from adatp_kernels.config import AdaTPConfig
 
@@ -35,16 +35,16 @@ class Schedule:
         decoder: dict[str, int],
     ) -> None:
         self.config, self.tokens, self.cap, self.layers, self.num_layers = config, tokens, cap, layers, num_layers
-        self.decoder = decoder
         self._stages = range(1, len(layers) + 1)
-        # Decoder layers that the whole video enters, and of each stage, those that its total enters.
+        # How many decoder layers the whole video enters, and of each stage, how many its total enters.
         starts = [layer + 1 for layer in layers]
         self.whole = starts[0]
         self.widths = [after - start for start, after in itertools.pairwise([*starts, num_layers])]
         # The FLOPs of n tokens are linear·n + quadratic·n², so that of a plan two sums over its stages are enough.
         self.quadratic = 2 * decoder["hidden_size"]
         self.linear = layer_flops(1, **decoder) - self.quadratic
-        self.unpruned = num_layers * layer_flops(tokens, **decoder)
+        a_layer = layer_flops(tokens, **decoder)
+        self.before, self.unpruned = self.whole * a_layer, num_layers * a_layer
 
     def wanted(self, alpha: float | None) -> list[int]:
         """Totals as scheduled, before the caps; `alpha` is None with an explicit schedule."""
@@ -74,19 +74,18 @@ class Schedule:
             return [1 - (1 - alpha) * i / len(self._stages) for i in stages]
         return [alpha**i for i in stages]
 
-    def tokens_per_layer(self, totals: Sequence[Count]) -> tuple[Count | int, ...]:
+    def tokens_per_layer(self, totals: Sequence[int]) -> tuple[int, ...]:
         """Visual tokens that enter each layer when the stages keep `totals`."""
-        entering: list[Count | int] = [self.tokens] * self.whole
+        entering = [self.tokens] * self.whole
         for width, total in zip(self.widths, totals, strict=True):
             entering += [total] * width
         return tuple(entering)
 
-    def flops_ratio(self, totals: Sequence[int]) -> float:
+    def flops_ratio(self, totals: Sequence[float]) -> float:
         """FLOPs of a plan that keeps `totals`, as a share of the unpruned ones."""
-        flops = self.whole * layer_flops(self.tokens, **self.decoder) + self._flops(self.widths, totals)
-        return flops / self.unpruned
+        return (self.before + self._flops(self.widths, totals)) / self.unpruned
 
-    def _flops(self, widths: Sequence[int], totals: Sequence[int]) -> int:
+    def _flops(self, widths: Sequence[int], totals: Sequence[Any]) -> Any:
         """FLOPs of the `widths` layers that `totals` tokens enter."""
         entering = [*map(operator.mul, widths, totals)]
         return self.linear * sum(entering) + self.quadratic * sum(map(operator.mul, entering, totals))
@@ -99,11 +98,10 @@ class Schedule:
         ValueError
             If the target is below what the layers before the first stage cost alone.
         """
-        target, decoder = self.config.target_flops, self.decoder
+        target = self.config.target_flops
         assert target is not None
         # Without the floor of one token a stage: a video of very few tokens is no reason to refuse.
-        fewest = self.tokens_per_layer([self.tokens * share for share in self._shares(0.0, self._stages)])
-        least = sum(layer_flops(float(n), **decoder) for n in fewest) / self.unpruned
+        least = self.flops_ratio([self.tokens * share for share in self._shares(0.0, self._stages)])
         if least > target + TOLERANCE:
             raise ValueError(
                 f"target_flops: {target} cannot be reached with a {self.config.schedule} schedule and stages after layers "
@@ -115,7 +113,7 @@ class Schedule:
             return high
         if self.flops_ratio(at_low) > target:  # one token a stage, but within the tolerance
             return low
-        settled = self.whole * layer_flops(self.tokens, **decoder)
+        settled = self.before
         stages, widths, apart = [*self._stages], self.widths, sum(at_high) - sum(at_low)
         halvings = iter(range(60))
         while apart > 1 and next(halvings, None) is not None:
