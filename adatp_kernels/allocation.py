@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import operator
 from collections.abc import Sequence
 
@@ -46,12 +45,14 @@ class Allocator:
         ]
         result = [int(share + 1e-9) for share in shares]
         left = total - sum(result)
-        by_remainder = _ascending([got - share for got, share in zip(result, shares, strict=True)]) if left else []
+        by_remainder = _ascending([*map(operator.sub, result, shares)]) if left else []
         while left > 0:
             for s in by_remainder:
-                if left and result[s] < caps[s]:
+                if result[s] < caps[s]:
                     result[s] += 1
                     left -= 1
+                    if not left:
+                        break
         return result
 
     def _water_level(self, total: int, caps: Sequence[int]) -> tuple[float, Sequence[int]]:
@@ -86,10 +87,9 @@ def allocate(total: int, weights: Sequence[float], caps: Sequence[int]) -> list[
 
 
 def _ascending(values: list[float]) -> list[int]:
-    """The numbers of `values` in ascending order of their nine first decimals, ties to the earlier one."""
-    order = sorted(range(len(values)), key=values.__getitem__)
-    gaps = [values[after] - values[before] for before, after in itertools.pairwise(order)]
-    # Rounding, which is slow, changes no order but that of neighbours this close.
-    if any(0 < gap < 2e-9 for gap in gaps):
-        order.sort(key=lambda s: (round(values[s], 9), s))
-    return order
+    """The numbers of `values` in ascending order of their first nine decimals, ties to the earlier one."""
+    distinct = sorted(set(values))
+    # Rounding takes long. It changes the order of neighbours only that are as close as this.
+    if len(distinct) > 1 and min(map(operator.sub, distinct[1:], distinct)) < 2e-9:
+        return sorted(range(len(values)), key=lambda s: (round(values[s], 9), s))
+    return sorted(range(len(values)), key=values.__getitem__)

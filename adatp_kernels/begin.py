@@ -143,7 +143,7 @@ def _steps(
     shape = (len(running), len(frames), len(limits[0][0]), 4)
     numbers = array.array("q")  # which takes a tenth of the time that torch.tensor takes for nested lists
     for row in itertools.chain.from_iterable(limits):
-        numbers.extend(itertools.chain.from_iterable(row))
+        numbers.fromlist([*itertools.chain.from_iterable(row)])
     on_device = torch.frombuffer(numbers, dtype=torch.int64).view(shape).to(device)
     if len(frames) == 1:
         on_device = on_device[:, 0]
