@@ -2,55 +2,94 @@
 
 from __future__ import annotations
 
-import math
+import operator
 from collections.abc import Sequence
 
 
-def allocate(total: int, weights: Sequence[float], caps: Sequence[int]) -> list[int]:
-    """Share `total` out in proportion to `weights`, never above `caps`: water-filling, then rounding.
+class Allocator:
+    """Shares totals out in proportion to weights, never above caps: water-filling, then rounding.
 
-    Every segment whose cap allows it gets at least 1 while `total` suffices; the real-valued shares
-    are rounded down and what is left goes to the largest remainders, ties to the earlier segment. If
-    the caps sum to less than `total`, the caps are the result.
+    Every segment whose cap allows it gets at least 1 while the total suffices; the real-valued shares
+    are rounded down and what is left goes to the largest remainders, ties to the earlier segment.
 
     Parameters
     ----------
-    total : int
-        At least 0.
     weights : sequence of float
-        Positive.
-    caps : sequence of int
-        At least 0.
+        Positive, one per segment.
     """
-    if total >= sum(caps):
-        return list(caps)
-    floors = [min(1, cap) for cap in caps]
-    if total < sum(floors):
-        floors = [0] * len(caps)
-    level = _water_level(total, weights, floors, caps)
-    shares = [min(max(level * w, low), cap) for w, low, cap in zip(weights, floors, caps, strict=True)]
-    result = [math.floor(share + 1e-9) for share in shares]
-    by_remainder = sorted(range(len(caps)), key=lambda s: (round(result[s] - shares[s], 9), s))
-    left = total - sum(result)
-    while left > 0:
-        for s in by_remainder:
-            if left and result[s] < caps[s]:
-                result[s] += 1
-                left -= 1
-    return result
+
+    def __init__(self, weights: Sequence[float]) -> None:
+        self.weights = weights
+        # Where `_water_level` is once every segment is above its floor of 1: the same at all stages.
+        level, filled, slope = 0.0, float(len(weights)), 0.0
+        for left_at, weight in sorted((1 / weight, weight) for weight in weights):
+            level, filled, slope = left_at, filled + (left_at - level) * slope, slope + weight
+        self._above_floors = level, filled, slope
+
+    def share(self, total: int, caps: Sequence[int]) -> list[int]:
+        """How much of `total` every segment gets; the caps themselves if they sum to less.
+
+        Parameters
+        ----------
+        total : int
+            At least 0.
+        caps : sequence of int
+            At least 0, one per segment.
+        """
+        if total >= sum(caps):
+            return list(caps)
+        level, floors = self._water_level(total, caps)
+        shares = [
+            low if share < low else cap if share > cap else share
+            for share, low, cap in zip([level * weight for weight in self.weights], floors, caps, strict=True)
+        ]
+        result = [int(share + 1e-9) for share in shares]
+        left = total - sum(result)
+        by_remainder = _ascending([*map(operator.sub, result, shares)]) if left else []
+        while left > 0:
+            for s in by_remainder:
+                if result[s] < caps[s]:
+                    result[s] += 1
+                    left -= 1
+                    if not left:
+                        break
+        return result
+
+    def _water_level(self, total: int, caps: Sequence[int]) -> tuple[float, Sequence[int]]:
+        """The level λ at which ``Σ clamp(λ·w, floor, cap)`` is `total`, exact by the sum's breakpoints; and the floors."""
+        # Between neighbouring breakpoints the sum is linear: slope = weights that are above floor and below cap.
+        level, filled, slope = self._above_floors
+        caps_reached = [*map(operator.truediv, caps, self.weights)]
+        first = min(caps_reached)
+        if filled < total and level < first:  # then no cap is 0, and the level sought is above all floors
+            floors: Sequence[int] = [1] * len(caps)
+            if filled + (first - level) * slope >= total:
+                return level + (total - filled) / slope, floors
+            events = []
+        else:
+            floors = [min(1, cap) for cap in caps]
+            if total < sum(floors):
+                floors = [0] * len(caps)
+            events = [(low / weight, weight) for low, weight in zip(floors, self.weights, strict=True)]
+            level, filled, slope = 0.0, float(sum(floors)), 0.0
+        events += [(reached, -weight) for reached, weight in zip(caps_reached, self.weights, strict=True)]
+        for breakpoint_level, change in sorted(events):
+            step = (breakpoint_level - level) * slope
+            if filled + step >= total and slope > 0:
+                break
+            level, filled, slope = breakpoint_level, filled + step, slope + change
+        return level + (total - filled) / slope if slope > 0 else level, floors
 
 
-def _water_level(total: int, weights: Sequence[float], floors: Sequence[int], caps: Sequence[int]) -> float:
-    """The level λ at which ``Σ clamp(λ·w, floor, cap)`` is `total`; exact, by the function's breakpoints."""
-    # Between neighbouring breakpoints the sum is linear: slope = weights that are above floor and below cap.
-    events = sorted(
-        [(low / w, w) for w, low in zip(weights, floors, strict=True)]
-        + [(cap / w, -w) for w, cap in zip(weights, caps, strict=True)]
-    )
-    level, filled, slope = 0.0, float(sum(floors)), 0.0
-    for breakpoint_level, change in events:
-        step = (breakpoint_level - level) * slope
-        if filled + step >= total and slope > 0:
-            break
-        level, filled, slope = breakpoint_level, filled + step, slope + change
-    return level + (total - filled) / slope if slope > 0 else level
+def allocate(total: int, weights: Sequence[float], caps: Sequence[int]) -> list[int]:
+    """Share `total` out once; see `Allocator`."""
+    return Allocator(weights).share(total, caps)
+
+
+def _ascending(values: list[float]) -> list[int]:
+    """The numbers of `values` in ascending order of their first nine decimals, ties to the earlier one."""
+    distinct = sorted(set(values))
+    # Rounding takes long. It changes the order of neighbours only that are as close as this.
+    if len(distinct) > 1 and min(map(operator.sub, distinct[1:], distinct)) < 2e-9:
+        return sorted(range(len(values)), key=lambda s: (round(values[s], 9), s))
+    return sorted(range(len(values)), key=values.__getitem__)

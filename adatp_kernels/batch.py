@@ -13,6 +13,7 @@ from torch import Tensor
 
 from adatp_kernels.errors import integer
 from adatp_kernels.layout import VisualLayout
+from adatp_kernels.segments import segment_bounds
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,12 +44,16 @@ class Batch:
     padding: tuple[int, ...]
 
     def __post_init__(self) -> None:
-        for row, (layout, count) in enumerate(zip(self.layouts, self.padding, strict=True)):
-            first, last = layout.key_range
+        for row, ((first, last), count) in enumerate(zip(self.key_ranges, self.padding, strict=True)):
             if integer(f"padding[{row}]", count, low=0) > first:
                 raise ValueError(f"padding: row {row} has its first visual token at {first}, got {count} of padding")
             if last > self.length:
                 raise ValueError(f"length: the last visual token is number {last - 1}, got a sequence of {self.length}")
+
+    @cached_property
+    def key_ranges(self) -> tuple[tuple[int, int], ...]:
+        """Of each row, the columns that hold all its visual tokens."""
+        return tuple(layout.key_range for layout in self.layouts)
 
     @cached_property
     def texts(self) -> tuple[int, ...]:
@@ -72,25 +77,27 @@ class Batch:
     @cached_property
     def tails(self) -> tuple[int, ...]:
         """Columns after the last visual token of each row; no stage changes them."""
-        return tuple(self.length - layout.key_range[1] for layout in self.layouts)
+        return tuple(self.length - last for _, last in self.key_ranges)
 
-    @property
+    @cached_property
     def num_positions(self) -> int:
         """More than any position."""
         return max(int(layout.position.max()) for layout in self.layouts) + 1
 
-    @property
+    @cached_property
+    def padding_to_go(self) -> tuple[int, ...]:
+        """Of each row's padding, how much is dropped with the first stage."""
+        return tuple(map(operator.sub, self.padding, self.kept_padding))
+
+    @cached_property
     def first_column(self) -> int:
         """The first column that may be dropped, as the prompts come in."""
-        if self.kept_padding != self.padding:
-            return 0
-        return min(layout.key_range[0] for layout in self.layouts)
+        return 0 if any(self.padding_to_go) else min(first for first, _ in self.key_ranges)
 
-    @property
+    @cached_property
     def first_column_left(self) -> int:
         """The same once a stage has dropped the padding that does not stay."""
-        dropped = (count - kept for count, kept in zip(self.padding, self.kept_padding, strict=True))
-        return min(layout.key_range[0] - gone for layout, gone in zip(self.layouts, dropped, strict=True))
+        return min(first - gone for (first, _), gone in zip(self.key_ranges, self.padding_to_go, strict=True))
 
     def length_with(self, total: int) -> int:
         """Columns that are left when the rows keep `total` visual tokens each, beside their surplus."""
@@ -113,26 +120,33 @@ class Batch:
         budgets : sequence
             Of each stage and row, how many tokens every segment keeps.
         """
-        width = max(len(row) for row in budgets[0]) + (self.kept_padding != self.padding) if budgets else 0
+        width = max(len(row) for row in budgets[0]) + any(self.padding_to_go) if budgets else 0
+        rows = [
+            self._row_limits(row, segments[row], [kept[row] for kept in budgets], width) for row in range(len(segments))
+        ]
+        return [list(stage) for stage in zip(*rows, strict=True)]
+
+    def _row_limits(
+        self, row: int, frames: Tensor, budgets: list[Sequence[int]], width: int
+    ) -> list[list[tuple[int, int, int, int]]]:
+        """Of every stage, the limits of one row's segments, as many as `width`."""
+        layout, gone, (first, last) = self.layouts[row], self.padding_to_go[row], self.key_ranges[row]
+        bounds = segment_bounds(layout, frames)
+        before: Sequence[int] = [end - start for start, end in itertools.pairwise(bounds)]
+        starts = [*layout.index.index_select(0, torch.tensor(bounds[:-1])).tolist(), last]
+        # Of each segment, the columns of text between its first visual token and the next segment's.
+        text = [after - start - size for (start, after), size in zip(itertools.pairwise(starts), before, strict=True)]
+        text[-1] += self.tails[row] - min(self.tails)
+        lead, leaving = first - gone - self.first_column, gone
         stages = []
-        sizes = [_sizes(layout, frames) for layout, frames in zip(self.layouts, segments, strict=True)]
-        gone = [count - kept for count, kept in zip(self.padding, self.kept_padding, strict=True)]
-        for stage, kept in enumerate(budgets):
-            rows = []
-            for row, layout in enumerate(self.layouts):
-                own, text = sizes[row]
-                before = own if stage == 0 else budgets[stage - 1][row]
-                leaving = gone[row] if stage == 0 else 0
-                start = self.first_column + leaving if stage == 0 else self.first_column_left
-                lead = layout.key_range[0] - (0 if stage == 0 else gone[row]) - start
-                beside = [*text[:-1], text[-1] + self.tails[row] - min(self.tails)]
-                beside[0] += lead
-                firsts = [*itertools.accumulate(map(operator.add, before, beside), initial=leaving)]
-                places = itertools.accumulate(map(operator.add, kept[row], beside), initial=0)
-                limits = list(zip(kept[row], firsts, firsts[1:], places, strict=False))
-                limits += [(0, 0, 0, 0)] * (width - len(limits))
-                rows.append(limits)
-            stages.append(rows)
+        for kept in budgets:
+            beside = [text[0] + lead, *text[1:]]
+            firsts = [*itertools.accumulate(map(operator.add, before, beside), initial=leaving)]
+            places = itertools.accumulate(map(operator.add, kept, beside), initial=0)
+            limits = list(zip(kept, firsts, firsts[1:], places, strict=False))
+            limits += [(0, 0, 0, 0)] * (width - len(limits))
+            stages.append(limits)
+            before, lead, leaving = kept, first - gone - self.first_column_left, 0
         return stages
 
     def table(self, segments: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
@@ -148,11 +162,12 @@ class Batch:
         (LongTensor [B, length], LongTensor [B, length])
         """
         padding = max(int(frames[-1]) for frames in segments) + 1
-        rows = [layout.table(frames, self.length) for layout, frames in zip(self.layouts, segments, strict=True)]
-        for (segment, position), count, kept in zip(rows, self.padding, self.kept_padding, strict=True):
-            segment[: count - kept] = padding
-            position[: count - kept] = 0
-        segment, position = (torch.stack(parts) for parts in zip(*rows, strict=True))
+        segment, position = torch.full((2, len(segments), self.length), -1).unbind()
+        for row, (layout, frames, gone) in enumerate(zip(self.layouts, segments, self.padding_to_go, strict=True)):
+            segment[row].scatter_(0, layout.index, frames.index_select(0, layout.frame))
+            position[row].scatter_(0, layout.index, layout.position)
+            segment[row, :gone] = padding
+            position[row, :gone] = 0
         return segment, position
 
     def asking(self) -> Tensor | None:
@@ -167,11 +182,3 @@ class Batch:
         if min(self.tails) == most:
             return None
         return torch.arange(most) >= most - torch.tensor(self.tails)[:, None]
-
-
-def _sizes(layout: VisualLayout, segments: Tensor) -> tuple[list[int], list[int]]:
-    """Of each segment, its visual tokens, and the text between its first one and the next segment's."""
-    ids = segments[layout.frame]
-    sizes = ids.bincount()
-    bounds = torch.cat([layout.index[sizes.cumsum(0) - sizes], torch.tensor([layout.key_range[1]])])
-    return sizes.tolist(), (bounds.diff() - sizes).tolist()

@@ -108,6 +108,6 @@ class VisualLayout:
                 f"length: the last visual token is number {int(self.index[-1])}, got a sequence of {length}"
             )
         segment, position = torch.full((2, length), -1).unbind()
-        segment[self.index] = frames[self.frame]
-        position[self.index] = self.position
+        segment.scatter_(0, self.index, frames.index_select(0, self.frame))
+        position.scatter_(0, self.index, self.position)
         return segment, position

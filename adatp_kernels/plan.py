@@ -6,24 +6,20 @@ Nothing here depends on attention, so no tensor shape in the decoder depends on 
 
 from __future__ import annotations
 
-import math
+import itertools
+import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from adatp_kernels.allocation import allocate
+from adatp_kernels.allocation import Allocator
 from adatp_kernels.config import AdaTPConfig
 from adatp_kernels.errors import as_tensor, integer, number
 from adatp_kernels.layout import VisualLayout
-from adatp_kernels.segments import check_segments
-
-Count = TypeVar("Count", int, float)
-
-# How far the planned share of the FLOPs may lie above a target before the target counts as unreachable.
-TOLERANCE = 0.005
+from adatp_kernels.schedule import Schedule, layer_flops
+from adatp_kernels.segments import cells_per_segment, check_frames, check_segments, segment_bounds
 
 
 @dataclass(frozen=True)
@@ -101,10 +97,12 @@ def visual_flops(tokens: float, *, hidden_size: int, key_width: int, mlp_width: 
     mlp_width : int
         D', the width of the gated MLP.
     """
-    n = number("tokens", tokens, low=0.0)
-    d = integer("hidden_size", hidden_size, low=1)
-    projections = 2 * n * d * integer("key_width", key_width, low=1) + 2 * n * d * d
-    return projections + 2 * n * n * d + 3 * n * d * integer("mlp_width", mlp_width, low=1)
+    return layer_flops(
+        number("tokens", tokens, low=0.0),
+        integer("hidden_size", hidden_size, low=1),
+        integer("key_width", key_width, low=1),
+        integer("mlp_width", mlp_width, low=1),
+    )
 
 
 def flops_ratio(tokens_per_layer: Sequence[float], *, hidden_size: int, key_width: int, mlp_width: int) -> float:
@@ -183,10 +181,30 @@ def make_plans(
         raise TypeError(f"config: expected an AdaTPConfig, got {type(config).__name__}")
     decoder = {"hidden_size": hidden_size, "key_width": key_width, "mlp_width": mlp_width}
     visual_flops(1, **decoder)  # checks the three before any work
-    drafts = [
-        _Draft(config, layout, frames, flags, num_layers, decoder)
-        for layout, frames, flags in zip(layouts, segments, salient, strict=True)
-    ]
+    frames, flags = [], []
+    for layout, of_frames, of_segments in zip(layouts, segments, salient, strict=True):
+        if not isinstance(layout, VisualLayout):
+            raise TypeError(f"layout: expected a VisualLayout, got {type(layout).__name__}")
+        frames.append(check_segments(of_frames))
+        check_frames(layout, frames[-1])
+        flags.append(_flags(of_segments, int(frames[-1][-1]) + 1))
+    return plans_of_checked(config, layouts, frames, flags, surplus=surplus, num_layers=num_layers, **decoder)
+
+
+def plans_of_checked(
+    config: AdaTPConfig,
+    layouts: Sequence[VisualLayout],
+    frames: Sequence[Tensor],
+    flags: Sequence[Sequence[bool] | None],
+    *,
+    surplus: Sequence[int],
+    num_layers: int,
+    **decoder: int,
+) -> tuple[PruningPlan, ...]:
+    """`make_plans` of arguments that passed its checks; `flags` say which segments are salient."""
+    layers = config.stage_layers(num_layers)
+    decoder = {name: int(width) for name, width in decoder.items()}  # Python's, which are exact
+    drafts = [_Draft(config, *row, layers, num_layers, decoder) for row in zip(layouts, frames, flags, strict=True)]
     room = min(sum(draft.caps) - extra for draft, extra in zip(drafts, surplus, strict=True))
     totals = [min(room, *stage) for stage in zip(*(draft.totals for draft in drafts), strict=True)]
     if any(surplus) and room < 1:
@@ -205,124 +223,46 @@ class _Draft:
         self,
         config: AdaTPConfig,
         layout: VisualLayout,
-        segments: Tensor,
-        salient: Tensor | None,
-        num_layers: int,
-        decoder: dict[str, int],
-    ) -> None:
-        if not isinstance(layout, VisualLayout):
-            raise TypeError(f"layout: expected a VisualLayout, got {type(layout).__name__}")
-        frames = check_segments(segments)
-        if len(frames) != layout.num_frames:
-            raise ValueError(
-                f"segments: expected one entry for each of the layout's {layout.num_frames} frames, got {len(frames)}"
-            )
-        num_segments = int(frames[-1]) + 1
-        boosts = _boosts(salient, num_segments, config.salient_boost)
-        sizes, cells = _sizes(layout, frames, num_segments)
-        self.target, self.decoder, self.layers = config.target_flops, decoder, config.stage_layers(num_layers)
-        self.caps = cells if config.spatial_dedup == "strict" else sizes
-        self.weights = [size * boost for size, boost in zip(sizes, boosts, strict=True)]
-        self.schedule = _Schedule(config, len(layout), sum(self.caps), self.layers, num_layers, decoder)
-        self.alpha = self.schedule.solve() if isinstance(config.schedule, str) else None
-        self.totals = self.schedule.totals(self.alpha)
-
-    def plan(self, totals: Sequence[int]) -> PruningPlan:
-        """The plan that keeps `totals`."""
-        stages = []
-        limits: Sequence[int] = self.caps
-        for layer, total in zip(self.layers, totals, strict=True):
-            limits = allocate(total, self.weights, limits)
-            stages.append(Stage(layer, tuple(limits), total))
-        per_layer = self.schedule.tokens_per_layer(totals)
-        return PruningPlan(
-            stages=tuple(stages),
-            tokens_per_layer=per_layer,
-            flops_ratio=flops_ratio(per_layer, **self.decoder),
-            target_flops=self.target,
-            alpha=self.alpha,
-            capped=any(want > got for want, got in zip(self.schedule.wanted(self.alpha), self.totals, strict=True)),
-            shared=any(own > got for own, got in zip(self.totals, totals, strict=True)),
-        )
-
-
-class _Schedule:
-    """Totals per stage as a function of one number α, and the α that meets the FLOPs target."""
-
-    def __init__(
-        self,
-        config: AdaTPConfig,
-        tokens: int,
-        cap: int,
+        frames: Tensor,
+        flags: Sequence[bool] | None,
         layers: tuple[int, ...],
         num_layers: int,
         decoder: dict[str, int],
     ) -> None:
-        self.config, self.tokens, self.cap = config, tokens, cap
-        self.layers, self.num_layers, self.decoder = layers, num_layers, decoder
+        bounds = segment_bounds(layout, frames)
+        sizes = [end - start for start, end in itertools.pairwise(bounds)]
+        self.target, self.layers = config.target_flops, layers
+        self.caps = cells_per_segment(layout, frames) if config.spatial_dedup == "strict" else sizes
+        boosts = [1.0] * len(sizes) if flags is None else [config.salient_boost if flag else 1.0 for flag in flags]
+        self.allocator = Allocator([size * boost for size, boost in zip(sizes, boosts, strict=True)])
+        self.schedule = Schedule(config, len(layout), sum(self.caps), layers, num_layers, decoder)
+        self.alpha = self.schedule.solve() if isinstance(config.schedule, str) else None
+        self.wanted, self.totals = self.schedule.wanted(self.alpha), self.schedule.totals(self.alpha)
 
-    def wanted(self, alpha: float | None) -> list[int]:
-        """Totals as scheduled, before the caps."""
-        least = 0 if alpha is None else 1  # a caller who writes the schedule out may drop everything
-        return [max(least, math.floor(self.tokens * share + 0.5)) for share in self._shares(alpha)]
-
-    def _shares(self, alpha: float | None) -> Sequence[float]:
-        """Share of the visual tokens that each stage is to keep; `alpha` is None with an explicit schedule."""
-        if not isinstance(self.config.schedule, str):
-            return self.config.schedule
-        assert alpha is not None
-        stages = range(1, len(self.layers) + 1)
-        if self.config.schedule == "linear":
-            return [1 - (1 - alpha) * i / len(stages) for i in stages]
-        return [alpha**i for i in stages]
-
-    def totals(self, alpha: float | None) -> list[int]:
-        """Totals that the caps allow."""
-        return [min(want, self.cap) for want in self.wanted(alpha)]
-
-    def tokens_per_layer(self, totals: Sequence[Count]) -> tuple[Count, ...]:
-        """Visual tokens that enter each layer when the stages keep `totals`."""
-        entering: list[Any] = [self.tokens] * self.num_layers
+    def plan(self, totals: Sequence[int]) -> PruningPlan:
+        """The plan that keeps `totals`."""
+        stages = []
+        limits = self.caps
         for layer, total in zip(self.layers, totals, strict=True):
-            entering[layer + 1 :] = [total] * (self.num_layers - layer - 1)
-        return tuple(entering)
-
-    def solve(self) -> float:
-        """The α whose plan comes nearest to `target_flops`, by bisection; the ratio rises with α."""
-        target = self.config.target_flops
-        assert target is not None
-        ratio = lambda alpha: flops_ratio(self.tokens_per_layer(self.totals(alpha)), **self.decoder)  # noqa: E731
-        # Without the floor of one token a stage: a video of very few tokens is no reason to refuse.
-        least = flops_ratio(self.tokens_per_layer([self.tokens * share for share in self._shares(0.0)]), **self.decoder)
-        if least > target + TOLERANCE:
-            raise ValueError(
-                f"target_flops: {target} cannot be reached with a {self.config.schedule} schedule and stages after layers "
-                f"{list(self.layers)} of {self.num_layers}: the least is {least:.3f}. Raise target_flops or prune after an earlier layer"
-            )
-        low, high = 0.0, 1.0
-        if ratio(high) <= target:
-            return high
-        for _ in range(60):
-            middle = (low + high) / 2
-            low, high = (middle, high) if ratio(middle) <= target else (low, middle)
-        return low if target - ratio(low) <= ratio(high) - target else high
+            limits = self.allocator.share(total, limits)
+            stages.append(Stage(layer, tuple(limits), total))
+        return PruningPlan(
+            stages=tuple(stages),
+            tokens_per_layer=self.schedule.tokens_per_layer(totals),
+            flops_ratio=self.schedule.flops_ratio(totals),
+            target_flops=self.target,
+            alpha=self.alpha,
+            capped=any(map(operator.gt, self.wanted, self.totals)),
+            shared=any(map(operator.gt, self.totals, totals)),
+        )
 
 
-def _boosts(salient: Tensor | None, num_segments: int, boost: float) -> list[float]:
+def _flags(salient: Tensor | None, num_segments: int) -> list[bool] | None:
     if salient is None:
-        return [1.0] * num_segments
+        return None
     flags = as_tensor("salient", salient)
     if flags.dtype != torch.bool:
         raise TypeError(f"salient: expected booleans, got {flags.dtype}")
     if list(flags.shape) != [num_segments]:
         raise ValueError(f"salient: expected one entry per segment, shape [{num_segments}], got {list(flags.shape)}")
-    return [boost if flag else 1.0 for flag in flags.tolist()]
-
-
-def _sizes(layout: VisualLayout, frames: Tensor, num_segments: int) -> tuple[list[int], list[int]]:
-    """Per segment: its tokens, and the distinct positions among them."""
-    segment = frames[layout.frame]
-    sizes = torch.bincount(segment, minlength=num_segments)
-    span = int(layout.position.max()) + 1
-    cells = torch.bincount(torch.unique(segment * span + layout.position) // span, minlength=num_segments)
-    return sizes.tolist(), cells.tolist()
+    return flags.tolist()

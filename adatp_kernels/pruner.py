@@ -10,22 +10,22 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from adatp_kernels.batch import Batch
+from adatp_kernels.begin import begin
 from adatp_kernels.config import AdaTPConfig
 from adatp_kernels.errors import integer
 from adatp_kernels.layout import VisualLayout
 from adatp_kernels.ops import checked, checks
 from adatp_kernels.ops.arguments import Scoring, Selection
-from adatp_kernels.plan import make_plans
 from adatp_kernels.prior import load_prior
-from adatp_kernels.segments import check_segments, salient_segments, segment_frames
-from adatp_kernels.state import PruningState, Step
+from adatp_kernels.recent import RecentStates
+from adatp_kernels.state import PruningState
 
 
 class AdaTPPruner(nn.Module):
     """Prunes visual tokens between the layers of any decoder (``algorithm.md``).
 
-    It holds no state: `begin` makes a `PruningState` for a prompt, and every call returns the next.
+    `begin` makes a `PruningState` for a prompt, and every call returns the next. All that the pruner holds itself are the
+    first states of the last few prompts: one like them, in all that a plan depends on, is not planned again.
 
     Parameters
     ----------
@@ -75,6 +75,7 @@ class AdaTPPruner(nn.Module):
             raise TypeError(f"group: expected a torch.distributed.ProcessGroup, got {type(group).__name__}")
         self.group = group
         self._prior = None if config.prior is None else load_prior(config.prior)
+        self._recent = RecentStates()
 
     def extra_repr(self) -> str:
         """What `print` shows between the brackets."""
@@ -126,74 +127,20 @@ class AdaTPPruner(nn.Module):
             For malformed arguments, an unreachable FLOPs target, a prompt with no text after its last visual token
             to score with, or rows that cannot be brought to one length.
         """
-        alone = isinstance(layout, VisualLayout)
-        if prior is None and self._prior is not None:
-            prior = self._prior if alone else [self._prior] * len(layout)
-        given = {"features": features, "segments": segments, "relevance": relevance, "prior": prior}
-        rows = _rows_of(alone, layout, **given, padding=padding)
-        if (features is None) == (segments is None):
-            raise ValueError("features, segments: expected exactly one of the two")
-        if segments is None:
-            rows["segments"] = [segment_frames(row, self.config.segment_threshold) for row in rows["features"]]
-        frames = tuple(check_segments(row) for row in rows["segments"])
-        integer("length", length, low=1)
-        if integer("batch_size", batch_size, low=1) != 1 and not alone:
-            raise ValueError(f"batch_size: expected 1 where every row has a layout of its own, got {batch_size}")
-        batch = Batch(tuple(rows["layout"]), length, tuple(count or 0 for count in rows["padding"]))
-        if self.config.score == "attention" and 0 in batch.tails:
-            raise ValueError(
-                f"length: no text token follows the last visual token (number {length - 1}), so there is no row to score with"
-            )
-        salient = [
-            None if row is None else salient_segments(of, row)
-            for of, row in zip(frames, rows["relevance"], strict=True)
-        ]
-        plans = make_plans(self.config, batch.layouts, frames, salient, surplus=batch.surplus, **self.decoder)
-        segment_ids, positions = batch.table(frames)
-
-        # A stage that drops nothing need not run. All budgets go to the device in one copy.
-        lengths = [batch.length_with(stage.total - batch.surplus[0]) for stage in plans[0].stages]
-        running = [i for i, left in enumerate(lengths) if left < ([length, *lengths])[i]]
-        limits = batch.limits(frames, [[plan.stages[i].budgets for plan in plans] for i in running])
-        size = batch_size if alone else len(frames)
-        on_device = torch.tensor(limits, dtype=torch.int64).to(device)  # [stages, prompts, S, 4]
-        dedup = self.config.spatial_dedup
-        steps = []
-        for order, i in enumerate(running):
-            step = on_device[order].expand(size, -1, -1)
-            steps.append(
-                Step(
-                    plans[0].stages[i],
-                    budgets=step[..., 0],
-                    segment_ranges=step[..., 1:],
-                    longest_segment=max(last - first for row in limits[order] for _, first, last, _ in row),
-                    dedup="off" if dedup == "strict" and order else dedup,
-                    length=lengths[i],
-                    key_range=(batch.first_column_left, lengths[i] - min(batch.tails)),
-                )
-            )
-        tokens = {"kept": torch.arange(length)[None], "segments": segment_ids, "positions": positions}
-        if prior is not None:
-            tokens["prior"] = torch.stack(
-                [_prior_row(row, of, length) for row, of in zip(rows["prior"], batch.layouts, strict=True)]
-            )
-        tokens = {name: row.to(device).expand(size, -1) for name, row in tokens.items()}
-        if self.config.score == "random":
-            # Drawn on the host, so that every device sees the same numbers, and here, so that no stage waits.
-            generator = torch.Generator().manual_seed(self.config.seed)
-            tokens["scores"] = torch.rand(size, length, generator=generator).to(device)
-        asking = batch.asking()
-        return PruningState(
-            plans=plans,
-            segments=frames,
-            salient_segments=tuple(() if flags is None else tuple(flags.nonzero()[:, 0].tolist()) for flags in salient),
+        return begin(
+            self.config,
+            self.decoder,
+            self._prior,
+            self._recent,
+            layout=layout,
             length=length,
-            key_range=(batch.first_column, length - min(batch.tails)),
-            num_positions=batch.num_positions,
-            _batch=batch,
-            _asking=None if asking is None else asking.to(device),
-            _remaining=tuple(steps),
-            _tokens=tokens,
+            features=features,
+            segments=segments,
+            relevance=relevance,
+            prior=prior,
+            padding=padding,
+            batch_size=batch_size,
+            device=device,
         )
 
     def forward(
@@ -332,24 +279,6 @@ def _check_sizes(state: PruningState, query: Tensor, key: Tensor) -> None:
         raise ValueError(f"state: expected device {key.device}, where key is, got {kept.device}; move it by state.to")
 
 
-def _rows_of(alone: bool, layout: Any, **arguments: Any) -> dict[str, list[Any]]:
-    """Every argument as a list with an entry per row, and None for what is absent."""
-    layouts = [layout] if alone else layout
-    if not isinstance(layouts, Sequence) or not layouts or not all(isinstance(row, VisualLayout) for row in layouts):
-        raise TypeError(f"layout: expected a VisualLayout, or one for each row, got {type(layout).__name__}")
-    rows = {"layout": list(layouts)}
-    for name, value in arguments.items():
-        if value is None:
-            rows[name] = [None] * len(layouts)
-        elif alone:
-            rows[name] = [value]
-        elif not isinstance(value, Sequence) or len(value) != len(layouts):
-            raise ValueError(f"{name}: expected a sequence with an entry for each of the {len(layouts)} rows")
-        else:
-            rows[name] = list(value)
-    return rows
-
-
 def _both(first: Tensor | None, second: Tensor | None) -> Tensor | None:
     return second if first is None else first if second is None else first & second
 
@@ -359,15 +288,3 @@ def _even_stride(segments: Tensor, budgets: Tensor, num_segments: int) -> Tensor
     visual = (segments >= 0) & (segments < num_segments)  # padding that is to go has the number after the last
     ordinal, kept, among = visual.long().cumsum(1), budgets.sum(-1, keepdim=True), visual.sum(1, keepdim=True)
     return (ordinal * kept // among - (ordinal - 1) * kept // among).float()
-
-
-def _prior_row(prior: Tensor, layout: VisualLayout, length: int) -> Tensor:
-    checks.tensor("prior", prior, checks.FLOATS)
-    cells = int(layout.position.max()) + 1
-    if prior.dim() != 2 or prior.shape[0] != layout.num_frames or prior.shape[1] < cells:
-        raise ValueError(
-            f"prior: expected shape [num_frames, positions] = [{layout.num_frames}, at least {cells}], got {list(prior.shape)}"
-        )
-    row = torch.ones(length, dtype=torch.float32)
-    row[layout.index] = prior.to("cpu", torch.float32)[layout.frame, layout.position]
-    return row

@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from adatp_kernels.errors import as_tensor, host_integers, number
+from adatp_kernels.layout import VisualLayout
 
 
 def segment_frames(features: Tensor, threshold: float = 0.95) -> Tensor:
@@ -90,3 +91,27 @@ def check_segments(segments: Tensor) -> Tensor:
     if int(ids[0]) != 0 or bool(((steps < 0) | (steps > 1)).any()):
         raise ValueError("segments: expected segment numbers that start at 0 and never fall or skip one")
     return ids
+
+
+def check_frames(layout: VisualLayout, ids: Tensor) -> None:
+    """An error unless `ids`, as `check_segments` returns them, are one for each of the layout's frames."""
+    if len(ids) != layout.num_frames:
+        raise ValueError(
+            f"segments: expected one entry for each of the layout's {layout.num_frames} frames, got {len(ids)}"
+        )
+
+
+def segment_bounds(layout: VisualLayout, ids: Tensor) -> list[int]:
+    """Number of each segment's first visual token, and at the end how many there are; `ids` as `check_frames` takes them."""
+    first_frames = torch.searchsorted(ids.contiguous(), torch.arange(int(ids[-1]) + 1))
+    return [*torch.searchsorted(layout.frame.contiguous(), first_frames).tolist(), len(layout)]
+
+
+def cells_per_segment(layout: VisualLayout, ids: Tensor) -> list[int]:
+    """Distinct positions among each segment's visual tokens; `ids` as `check_frames` takes them."""
+    num_segments, span = int(ids[-1]) + 1, int(layout.position.max()) + 1
+    cell = torch.add(layout.position, ids.index_select(0, layout.frame), alpha=span)
+    if num_segments * span <= 2 * len(layout):
+        return (cell.bincount(minlength=num_segments * span).view(num_segments, span) > 0).sum(1).tolist()
+    # A table of all cells would be larger than the layout itself.
+    return torch.bincount(cell.unique() // span, minlength=num_segments).tolist()

@@ -1,0 +1,223 @@
+"""From a prompt's layout and segments to the state a decoder starts with: all the host decides, before the first layer."""
+
+from __future__ import annotations
+
+import array
+import itertools
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from adatp_kernels.batch import Batch
+from adatp_kernels.config import AdaTPConfig
+from adatp_kernels.errors import as_tensor, integer
+from adatp_kernels.layout import VisualLayout
+from adatp_kernels.ops import checks
+from adatp_kernels.plan import PruningPlan, plans_of_checked
+from adatp_kernels.recent import RecentStates
+from adatp_kernels.segments import check_frames, check_segments, salient_segments, segment_frames
+from adatp_kernels.state import PruningState, Step
+
+
+def begin(
+    config: AdaTPConfig,
+    decoder: dict[str, int],
+    usual_prior: Tensor | None,
+    recent: RecentStates,
+    *,
+    layout: VisualLayout | Sequence[VisualLayout],
+    length: int,
+    features: Tensor | Sequence[Tensor] | None,
+    segments: Tensor | Sequence[Tensor] | None,
+    relevance: Tensor | Sequence[Tensor | None] | None,
+    prior: Tensor | Sequence[Tensor] | None,
+    padding: int | Sequence[int] | None,
+    batch_size: int,
+    device: torch.device | str,
+) -> PruningState:
+    """`AdaTPPruner.begin`, of a pruner that is made of the first four."""
+    alone = isinstance(layout, VisualLayout)
+    given = {"features": features, "segments": segments, "relevance": relevance, "prior": prior}
+    rows = _rows_of(alone, layout, **given, padding=padding)
+    layouts: list[VisualLayout] = rows["layout"]
+    if (features is None) == (segments is None):
+        raise ValueError("features, segments: expected exactly one of the two")
+    if segments is None:
+        # The host waits here for the features' device. What comes out needs no check.
+        frames = [segment_frames(row, config.segment_threshold).cpu() for row in rows["features"]]
+    else:
+        frames = [check_segments(row) for row in rows["segments"]]
+    length = integer("length", length, low=1)
+    batch_size = integer("batch_size", batch_size, low=1)
+    if batch_size != 1 and not alone:
+        raise ValueError(f"batch_size: expected 1 where every row has a layout of its own, got {batch_size}")
+    paddings = tuple(integer(f"padding[{row}]", count or 0, low=0) for row, count in enumerate(rows["padding"]))
+    scores = [None if row is None else as_tensor("relevance", row) for row in rows["relevance"]]
+    if prior is None:
+        rows["prior"] = [] if usual_prior is None else [usual_prior] * len(layouts)
+    priors = [_factors(row) for row in rows["prior"]]
+
+    # All that a state depends on. The dtype of what is not checked yet is part of it: true would equal 1.
+    key = (
+        config,
+        tuple(decoder.values()),
+        length,
+        batch_size,
+        paddings,
+        [row.tolist() for row in frames],
+        [None if row is None else (row.dtype, row.tolist()) for row in scores],
+        len(priors),
+        _place(device),
+    )
+    state = recent.find(key, _inputs(layouts, priors))
+    if state is None:
+        # Whatever mode the caller is in, the state may be used in another; and it shares no memory with his tensors.
+        with torch.inference_mode(False):
+            layouts, frames = [_own(row) for row in layouts], [row.clone() for row in frames]
+            priors = [row.clone() for row in priors]
+            batch = Batch(tuple(layouts), length, paddings)
+            state = _state(config, decoder, batch, frames, scores, priors, batch_size, device)
+            recent.add(key, _inputs(layouts, priors), state)
+    return state
+
+
+def _state(
+    config: AdaTPConfig,
+    decoder: dict[str, int],
+    batch: Batch,
+    frames: Sequence[Tensor],
+    relevance: Sequence[Tensor | None],
+    priors: Sequence[Tensor],
+    copies: int,
+    device: torch.device | str,
+) -> PruningState:
+    """The first state of `batch`."""
+    if config.score == "attention" and 0 in batch.tails:
+        raise ValueError(
+            f"length: no text token follows the last visual token (number {batch.length - 1}), so there is no row to score with"
+        )
+    flags: list[list[bool] | None] = [
+        None if row is None else salient_segments(of, row).tolist() for of, row in zip(frames, relevance, strict=True)
+    ]
+    for layout, of in zip(batch.layouts, frames, strict=True):
+        check_frames(layout, of)
+    plans = plans_of_checked(config, batch.layouts, frames, flags, surplus=batch.surplus, **decoder)
+    tokens = {"kept": torch.arange(batch.length)[None]}
+    tokens["segments"], tokens["positions"] = batch.table(frames)
+    if priors:
+        tokens["prior"] = torch.stack(
+            [_prior_row(row, of, batch.length) for row, of in zip(priors, batch.layouts, strict=True)]
+        )
+    rows = copies * len(frames)
+    tokens = {name: values.to(device).expand(rows, -1) for name, values in tokens.items()}
+    if config.score == "random":
+        # Drawn on the host, so that every device sees the same numbers, and here, so that no stage waits.
+        generator = torch.Generator().manual_seed(config.seed)
+        tokens["scores"] = torch.rand(rows, batch.length, generator=generator).to(device)
+    asking = batch.asking()
+    return PruningState(
+        plans=plans,
+        segments=tuple(frames),
+        salient_segments=tuple(() if row is None else tuple(s for s, flag in enumerate(row) if flag) for row in flags),
+        length=batch.length,
+        key_range=(batch.first_column, batch.length - min(batch.tails)),
+        num_positions=batch.num_positions,
+        _batch=batch,
+        _asking=None if asking is None else asking.to(device),
+        _remaining=_steps(config.spatial_dedup, batch, frames, plans, copies, device),
+        _tokens=tokens,
+    )
+
+
+def _steps(
+    dedup: str,
+    batch: Batch,
+    frames: Sequence[Tensor],
+    plans: Sequence[PruningPlan],
+    copies: int,
+    device: torch.device | str,
+) -> tuple[Step, ...]:
+    """The stages that drop something; all their budgets go to the device in one copy."""
+    lengths = [batch.length_with(stage.total - batch.surplus[0]) for stage in plans[0].stages]
+    running = [i for i, left in enumerate(lengths) if left < ([batch.length, *lengths])[i]]
+    if not running:
+        return ()
+    limits = batch.limits(frames, [[plan.stages[i].budgets for plan in plans] for i in running])
+    shape = (len(running), len(frames), len(limits[0][0]), 4)
+    numbers = array.array("q")  # which takes a tenth of the time that torch.tensor takes for nested lists
+    for row in itertools.chain.from_iterable(limits):
+        numbers.fromlist([*itertools.chain.from_iterable(row)])
+    on_device = torch.frombuffer(numbers, dtype=torch.int64).view(shape).to(device)
+    if copies > 1:
+        on_device = on_device.expand(-1, copies, -1, -1)
+    budgets, ranges = on_device[..., 0].unbind(), on_device[..., 1:].unbind()
+    return tuple(
+        Step(
+            plans[0].stages[i],
+            budgets=budgets[order],
+            segment_ranges=ranges[order],
+            longest_segment=max(last - first for row in limits[order] for _, first, last, _ in row),
+            dedup="off" if dedup == "strict" and order else dedup,
+            length=lengths[i],
+            key_range=(batch.first_column_left, lengths[i] - min(batch.tails)),
+        )
+        for order, i in enumerate(running)
+    )
+
+
+def _rows_of(alone: bool, layout: Any, **arguments: Any) -> dict[str, list[Any]]:
+    """Every argument as a list with an entry per row, and None for what is absent."""
+    layouts = [layout] if alone else layout
+    if not isinstance(layouts, Sequence) or not layouts or not all(isinstance(row, VisualLayout) for row in layouts):
+        raise TypeError(f"layout: expected a VisualLayout, or one for each row, got {type(layout).__name__}")
+    rows = {"layout": list(layouts)}
+    for name, value in arguments.items():
+        if value is None:
+            rows[name] = [None] * len(layouts)
+        elif alone:
+            rows[name] = [value]
+        elif not isinstance(value, Sequence) or len(value) != len(layouts):
+            raise ValueError(f"{name}: expected a sequence with an entry for each of the {len(layouts)} rows")
+        else:
+            rows[name] = list(value)
+    return rows
+
+
+def _own(layout: VisualLayout) -> VisualLayout:
+    """A copy with tensors of its own."""
+    copy = object.__new__(VisualLayout)  # no need to check it again
+    for name, values in vars(layout).items():
+        object.__setattr__(copy, name, values.clone())
+    return copy
+
+
+def _inputs(layouts: Sequence[VisualLayout], priors: Sequence[Tensor]) -> list[Tensor]:
+    """The tensors that a state depends on; priors as bits, for which NaN equals itself and −0 isn't 0."""
+    tensors = [tensor for row in layouts for tensor in (row.index, row.frame, row.position)]
+    return tensors + [row.view(torch.int32) for row in priors]
+
+
+def _factors(prior: Tensor) -> Tensor:
+    """`prior` in float32 on the host."""
+    checks.tensor("prior", prior, checks.FLOATS)
+    return prior.detach().to("cpu", torch.float32)
+
+
+def _prior_row(prior: Tensor, layout: VisualLayout, length: int) -> Tensor:
+    """The factor of every column, 1 where it is text."""
+    cells = int(layout.position.max()) + 1
+    if prior.dim() != 2 or prior.shape[0] != layout.num_frames or prior.shape[1] < cells:
+        raise ValueError(
+            f"prior: expected shape [num_frames, positions] = [{layout.num_frames}, at least {cells}], got {list(prior.shape)}"
+        )
+    row = torch.ones(length, dtype=torch.float32)
+    row[layout.index] = prior[layout.frame, layout.position]
+    return row
+
+
+def _place(device: torch.device | str) -> tuple[torch.device, int | None]:
+    """The device itself, and the stream whose memory a tensor made there now belongs to."""
+    where = torch.empty(0, device=device).device  # "cuda" is whichever is the current one
+    return where, torch.cuda.current_stream(where).cuda_stream if where.type == "cuda" else None

@@ -1,0 +1,139 @@
+"""Schedules: how many tokens each stage keeps as a function of one number α, and the α that meets the FLOPs target."""
+
+from __future__ import annotations
+
+import itertools
+import math
+import operator
+from collections.abc import Sequence
+from typing import Any, TypeVar
+
+from adatp_kernels.config import AdaTPConfig
+
+Count = TypeVar("Count", int, float)
+
+# How far the planned share of the FLOPs may lie above a target before the target counts as unreachable.
+TOLERANCE = 0.005
+
+
+def layer_flops(tokens: Count, hidden_size: int, key_width: int, mlp_width: int) -> Count:
+    """`visual_flops` without its checks; exact where `tokens` is an int."""
+    n, d = tokens, hidden_size
+    return 2 * n * d * key_width + 2 * n * d * d + 2 * n * n * d + 3 * n * d * mlp_width
+
+
+class Schedule:
+    """The stages' totals for a video of `tokens` visual tokens, of which the caps allow `cap`."""
+
+    def __init__(
+        self,
+        config: AdaTPConfig,
+        tokens: int,
+        cap: int,
+        layers: tuple[int, ...],
+        num_layers: int,
+        decoder: dict[str, int],
+    ) -> None:
+        self.config, self.tokens, self.cap, self.layers, self.num_layers = config, tokens, cap, layers, num_layers
+        self._stages = range(1, len(layers) + 1)
+        # How many decoder layers the whole video enters, and of each stage, how many its total enters.
+        starts = [layer + 1 for layer in layers]
+        self.whole = starts[0]
+        self.widths = [after - start for start, after in itertools.pairwise([*starts, num_layers])]
+        # The FLOPs of n tokens are linear·n + quadratic·n², so that of a plan two sums over its stages are enough.
+        self.quadratic = 2 * decoder["hidden_size"]
+        self.linear = layer_flops(1, **decoder) - self.quadratic
+        a_layer = layer_flops(tokens, **decoder)
+        self.before, self.unpruned = self.whole * a_layer, num_layers * a_layer
+
+    def wanted(self, alpha: float | None) -> list[int]:
+        """Totals as scheduled, before the caps; `alpha` is None with an explicit schedule."""
+        return self._wanted(alpha, self._stages)
+
+    def totals(self, alpha: float | None) -> list[int]:
+        """Totals that the caps allow."""
+        return self._totals(alpha, self._stages)
+
+    def _totals(self, alpha: float | None, stages: Sequence[int]) -> list[int]:
+        totals, cap = self._wanted(alpha, stages), self.cap
+        return totals if totals[0] <= cap else [cap if total > cap else total for total in totals]
+
+    def _wanted(self, alpha: float | None, stages: Sequence[int]) -> list[int]:
+        """`wanted` of some of the stages, counted from 1; it never rises from one to the next."""
+        tokens, floor = self.tokens, math.floor
+        totals = [floor(tokens * share + 0.5) for share in self._shares(alpha, stages)]
+        # A caller who writes the schedule out may drop everything.
+        return totals if totals[-1] or alpha is None else [total or 1 for total in totals]
+
+    def _shares(self, alpha: float | None, stages: Sequence[int]) -> Sequence[float]:
+        """Share of the visual tokens that each of `stages` is to keep."""
+        if alpha is None:
+            assert not isinstance(self.config.schedule, str)
+            return self.config.schedule
+        if self.config.schedule == "linear":
+            return [1 - (1 - alpha) * i / len(self._stages) for i in stages]
+        return [alpha**i for i in stages]
+
+    def tokens_per_layer(self, totals: Sequence[int]) -> tuple[int, ...]:
+        """Visual tokens that enter each layer when the stages keep `totals`."""
+        entering = [self.tokens] * self.whole
+        for width, total in zip(self.widths, totals, strict=True):
+            entering += [total] * width
+        return tuple(entering)
+
+    def flops_ratio(self, totals: Sequence[float]) -> float:
+        """FLOPs of a plan that keeps `totals`, as a share of the unpruned ones."""
+        return (self.before + self._flops(self.widths, totals)) / self.unpruned
+
+    def _flops(self, widths: Sequence[int], totals: Sequence[Any]) -> Any:
+        """FLOPs of the `widths` layers that `totals` tokens enter."""
+        entering = [*map(operator.mul, widths, totals)]
+        return self.linear * sum(entering) + self.quadratic * sum(map(operator.mul, entering, totals))
+
+    def solve(self) -> float:
+        """The α whose plan comes nearest to `target_flops`, by bisection; the ratio rises with α.
+
+        Raises
+        ------
+        ValueError
+            If the target is below what the layers before the first stage cost alone.
+        """
+        target = self.config.target_flops
+        assert target is not None
+        # Without the floor of one token a stage: a video of very few tokens is no reason to refuse.
+        least = self.flops_ratio([self.tokens * share for share in self._shares(0.0, self._stages)])
+        if least > target + TOLERANCE:
+            raise ValueError(
+                f"target_flops: {target} cannot be reached with a {self.config.schedule} schedule and stages after layers "
+                f"{list(self.layers)} of {self.num_layers}: the least is {least:.3f}. Raise target_flops or prune after an earlier layer"
+            )
+        low, high = 0.0, 1.0
+        at_low, at_high = self.totals(low), self.totals(high)
+        if self.flops_ratio(at_high) <= target:
+            return high
+        if self.flops_ratio(at_low) > target:  # one token a stage, but within the tolerance
+            return low
+        settled = self.before
+        stages, widths, apart = [*self._stages], self.widths, sum(at_high) - sum(at_low)
+        halvings = iter(range(60))
+        while apart > 1 and next(halvings, None) is not None:
+            middle = (low + high) / 2
+            totals = self._totals(middle, stages)
+            if (settled + self._flops(widths, totals)) / self.unpruned <= target:
+                low, at_low = middle, totals
+            else:
+                high, at_high = middle, totals
+            apart = sum(at_high) - sum(at_low)
+            if apart < len(stages):
+                # A total rises with α, so a stage that keeps the same at both ends does so in between: it is settled.
+                moves = [*map(operator.ne, at_low, at_high)]
+                same = [not move for move in moves]
+                settled += self._flops([*itertools.compress(widths, same)], [*itertools.compress(totals, same)])
+                stages, widths, at_low, at_high = (
+                    [*itertools.compress(values, moves)] for values in (stages, widths, at_low, at_high)
+                )
+        for _ in halvings:  # what is left is one stage that keeps one token more from some α on
+            middle = (low + high) / 2
+            low, high = (middle, high) if self._totals(middle, stages) == at_low else (low, middle)
+        short, over = (settled + self._flops(widths, totals) for totals in (at_low, at_high))
+        return low if target - short / self.unpruned <= over / self.unpruned - target else high
