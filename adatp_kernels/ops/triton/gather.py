@@ -14,7 +14,7 @@ from torch import Tensor
 from adatp_kernels.ops import reference
 from adatp_kernels.ops.arguments import moved_shape
 from adatp_kernels.ops.triton.folding import Fold, Strides, fold
-from adatp_kernels.ops.triton.launch import Launcher, kinds_of
+from adatp_kernels.ops.triton.launch import INT32, Launcher, kinds_of
 from adatp_kernels.ops.triton.overlap import begin, overlapping
 from adatp_kernels.ops.triton.tiles import ceil_div
 
@@ -27,7 +27,6 @@ _SLOTS = (1, 4, 16, 64)
 _LAUNCH_SLOTS = 128  # of all layouts: their pointers fit the 4 kB to which some drivers limit a kernel's arguments
 _BRANCH = 16  # of how many slots a program looks at all
 _GRID = 65535  # programs along the second and third dimension
-_INT32 = (1 << 31) - 1
 
 
 # What changes from stage to stage must not make the compiler specialise again.
@@ -253,7 +252,7 @@ def _launch_of(runs: list[Run], addresses: list[int]) -> _Launch:
         # What fills the slots that are left has no rows.
         tensors[kind].append((*numbers, *numbers[:1] * (slots - len(numbers))))
     wide = tuple(
-        number > _INT32
+        number > INT32
         for kind in layouts
         for layout in kind
         for number in (*layout[:6], *layout.source, *layout.target)
@@ -281,7 +280,7 @@ def _launch(
 
     key = (
         indices.device.index, launch.key, follows, indices.data_ptr() & 15, *[targets[number].data_ptr() & 15 for number in launch.moved],
-        *kinds_of((stride_k,)), stride_b > _INT32, stride_k > _INT32,
+        *kinds_of((stride_k,)), stride_b > INT32, stride_k > INT32,
     )  # fmt: skip
     grid = (launch.rows, ceil_div(num_kept, _TOKENS), batch)
     _launch_kernel.run(key, grid, values(False), constants, typed=lambda: values(True))

@@ -7,6 +7,7 @@ launched before goes Triton's way.
 
 from __future__ import annotations
 
+import functools
 import operator
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -15,7 +16,8 @@ import torch
 from torch import Tensor
 from triton.runtime.interpreter import InterpretedFunction
 
-_INT32 = (1 << 31) - 1
+INT32 = (1 << 31) - 1
+_address, _dtype = operator.methodcaller("data_ptr"), operator.attrgetter("dtype")
 
 
 class Launcher:
@@ -65,11 +67,13 @@ class Launcher:
             return
         if self._special is None:
             self._special = self._specialised(len(tensors), len(numbers))
+        addresses = [*map(_address, tensors)]
+        unaligned = functools.reduce(operator.or_, addresses) & 15
         key = (
-            tensors[0].device.index, num_warps, num_stages, *constants.values(),
-            *[tensor.dtype for tensor in tensors], *[tensor.data_ptr() & 15 for tensor in tensors],
-            *kinds_of(self._special(numbers)),
-            None if max(numbers) <= _INT32 else tuple([number > _INT32 for number in numbers]),
+            tensors[0].device.index, num_warps, num_stages, *constants.values(), *map(_dtype, tensors),
+            tuple([address & 15 for address in addresses]) if unaligned else None,
+            _kinds_of(self._special(numbers)),
+            None if max(numbers) <= INT32 else tuple([number > INT32 for number in numbers]),
         )  # fmt: skip
         self.run(key, grid, values, constants, num_warps, num_stages)
 
@@ -124,6 +128,9 @@ class Launcher:
         return lambda values: tuple([values[i] for i in chosen])
 
 
-def kinds_of(numbers: Sequence[int]) -> list[int]:
+def kinds_of(numbers: tuple[int, ...]) -> tuple[int, ...]:
     """What Triton compiles anew for in each number: 1 is a constant, and what 16 divides is known to be so."""
-    return [0 if number == 1 else 1 if number & 15 else 2 for number in numbers]
+    return tuple([0 if number == 1 else 1 if number & 15 else 2 for number in numbers])
+
+
+_kinds_of = functools.lru_cache(maxsize=1024)(kinds_of)
