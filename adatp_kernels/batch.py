@@ -149,8 +149,8 @@ class Batch:
             before, lead, leaving = kept, first - gone - self.first_column_left, 0
         return stages
 
-    def table(self, segments: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """Segment and position of every column, −1 where it always stays.
+    def table(self, segments: Sequence[Tensor]) -> Tensor:
+        """Place, segment and position of every column; the last two are −1 where it always stays.
 
         Parameters
         ----------
@@ -159,16 +159,19 @@ class Batch:
 
         Returns
         -------
-        (LongTensor [B, length], LongTensor [B, length])
+        LongTensor [3, B, length]
         """
         padding = max(int(frames[-1]) for frames in segments) + 1
-        segment, position = torch.full((2, len(segments), self.length), -1).unbind()
+        table = torch.full((3, len(segments), self.length), -1)
+        place, segment, position = table.unbind()
+        torch.arange(self.length, out=place[0])
+        place[1:] = place[0]
         for row, (layout, frames, gone) in enumerate(zip(self.layouts, segments, self.padding_to_go, strict=True)):
             segment[row].scatter_(0, layout.index, frames.index_select(0, layout.frame))
             position[row].scatter_(0, layout.index, layout.position)
             segment[row, :gone] = padding
             position[row, :gone] = 0
-        return segment, position
+        return table
 
     def asking(self) -> Tensor | None:
         """Which of the columns behind the first row's last visual token come after their own row's.

@@ -104,18 +104,15 @@ def _state(
     for layout, of in zip(batch.layouts, frames, strict=True):
         check_frames(layout, of)
     plans = plans_of_checked(config, batch.layouts, frames, flags, surplus=batch.surplus, **decoder)
-    tokens = {"kept": torch.arange(batch.length)[None]}
-    tokens["segments"], tokens["positions"] = batch.table(frames)
+    tokens = batch.table(frames)[: 2 if config.spatial_dedup == "off" else 3]
+    rows, prior, scores = copies * len(frames), None, None
     if priors:
-        tokens["prior"] = torch.stack(
-            [_prior_row(row, of, batch.length) for row, of in zip(priors, batch.layouts, strict=True)]
-        )
-    rows = copies * len(frames)
-    tokens = {name: values.to(device).expand(rows, -1) for name, values in tokens.items()}
+        factors = [_prior_row(row, of, batch.length) for row, of in zip(priors, batch.layouts, strict=True)]
+        prior = torch.stack(factors).to(device).expand(rows, -1)
     if config.score == "random":
         # Drawn on the host, so that every device sees the same numbers, and here, so that no stage waits.
         generator = torch.Generator().manual_seed(config.seed)
-        tokens["scores"] = torch.rand(rows, batch.length, generator=generator).to(device)
+        scores = torch.rand(rows, batch.length, generator=generator).to(device)
     asking = batch.asking()
     return PruningState(
         plans=plans,
@@ -127,7 +124,9 @@ def _state(
         _batch=batch,
         _asking=None if asking is None else asking.to(device),
         _remaining=_steps(config.spatial_dedup, batch, frames, plans, copies, device),
-        _tokens=tokens,
+        _tokens=tokens.to(device).expand(-1, rows, -1),
+        _prior=prior,
+        _scores=scores,
     )
 
 

@@ -209,10 +209,11 @@ class AdaTPPruner(nn.Module):
         # From the first row's last visual token on; a baseline needs no text after it: its scores come from elsewhere.
         asking = 1 if config.queries == "last" else max(1, *state._batch.tails)
         row = length - asking
-        visual = {name: values[:, first:last] for name, values in known.items() if name != "kept"}
-        scores = visual.get("scores")
+        visual = known[1:, :, first:last]
+        segments, positions = visual[0], visual[-1]  # where nothing deduplicates, nobody looks at positions
+        prior, scores = (None if values is None else values[:, first:last] for values in (state._prior, state._scores))
         if config.score == "uniform":
-            scores = _even_stride(visual["segments"], step.budgets, state.num_segments)
+            scores = _even_stride(segments, step.budgets, state.num_segments)
         scoring = Scoring(
             query=query[:, :, row:],
             key=key,
@@ -232,34 +233,36 @@ class AdaTPPruner(nn.Module):
             dist.all_reduce(scores, group=self.group)
             scores /= dist.get_world_size(self.group)
         selection = Selection(
-            segments=visual["segments"],
-            positions=visual["positions"],
+            segments=segments,
+            positions=positions,
             budgets=step.budgets,
             dedup=step.dedup,
             soft_weight=config.soft_weight,
-            prior=visual.get("prior"),
+            prior=prior,
             num_selected=last - first - (length - step.length),
             num_positions=state.num_positions,
             segment_ranges=step.segment_ranges,
             longest_segment=step.longest_segment,
         )
+        travelling = [*tensors, known[:2] if step.dedup == "strict" else known]
+        pairs.append((1, 2))
+        for values in (state._prior, state._scores):
+            if values is not None:
+                travelling.append(values)
+                pairs.append((0, 1))
         _, moved = checked.prune(
-            scoring,
-            selection,
-            scores,
-            (*tensors, *known.values()),
-            [*pairs, *[(0, 1)] * len(known)],
-            older,
-            config.backend,
-            on_phase,
-        )
-        count = len(pairs)
+            scoring, selection, scores, travelling, pairs, older, config.backend, on_phase
+        )  # fmt: skip
+        count = len(tensors)
+        left = iter(moved[count + 1 :])
         following = replace(
             state,
             length=step.length,
             key_range=step.key_range,
             _remaining=state._remaining[1:],
-            _tokens=dict(zip(known, moved[count:], strict=True)),
+            _tokens=moved[count],
+            _prior=None if state._prior is None else next(left),
+            _scores=None if state._scores is None else next(left),
         )
         return following, moved[:count]
 
@@ -272,11 +275,11 @@ def _check_sizes(state: PruningState, query: Tensor, key: Tensor) -> None:
         )
     if key.shape[2] < state.length:
         raise ValueError(f"key: expected at least the {state.length} tokens that are left, got shape {list(key.shape)}")
-    kept = state.kept
-    if query.shape[0] != kept.shape[0]:
-        raise ValueError(f"query: expected the batch size {kept.shape[0]} that begin was given, got {query.shape[0]}")
-    if key.device != kept.device:
-        raise ValueError(f"state: expected device {key.device}, where key is, got {kept.device}; move it by state.to")
+    tokens = state._tokens
+    if query.shape[0] != tokens.shape[1]:
+        raise ValueError(f"query: expected the batch size {tokens.shape[1]} that begin was given, got {query.shape[0]}")
+    if key.device != tokens.device:
+        raise ValueError(f"state: expected device {key.device}, where key is, got {tokens.device}; move it by state.to")
 
 
 def _both(first: Tensor | None, second: Tensor | None) -> Tensor | None:

@@ -63,7 +63,7 @@ class RecentStates:
 
     def add(self, key: tuple[Any, ...], inputs: Sequence[Tensor], state: PruningState) -> None:
         """Remember `state`, unless it is too large; `inputs` are tensors that nobody else writes to."""
-        size = sum(values.untyped_storage().nbytes() for values in state._tokens.values())
+        size = sum(values.untyped_storage().nbytes() for values in _of_tokens(state))
         entries = (_Entry(key, tuple(inputs), state, _versions(state), size), *self._entries)[:MAX_STATES]
         while sum(entry.bytes for entry in entries) > MAX_BYTES:
             entries = entries[:-1]
@@ -77,9 +77,13 @@ def _versions(state: PruningState) -> int:
 
 def _tensors(state: PruningState) -> Iterator[Tensor]:
     yield from state.segments
-    yield from state._tokens.values()
+    yield from _of_tokens(state)
     for step in state._remaining:
         yield step.budgets
         yield step.segment_ranges
     if state._asking is not None:
         yield state._asking
+
+
+def _of_tokens(state: PruningState) -> Iterator[Tensor]:
+    yield from (values for values in (state._tokens, state._prior, state._scores) if values is not None)

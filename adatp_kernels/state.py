@@ -65,14 +65,17 @@ class PruningState:
     # Which of the last max(tails) columns come after their row's last visual token, [B, max(tails)]; None: all.
     _asking: Tensor | None
     _remaining: tuple[Step, ...]
-    # What is known of every token that is left, each [B, L], and moves with it: "kept", its place in the
-    # prompt; "segments" and "positions", −1 for text; "prior" and "scores" where there are any.
-    _tokens: dict[str, Tensor]
+    # What is known of every token that is left, and moves with it, int64 [3, B, L]: its place in the prompt, its segment and
+    # its position, both −1 for text. Where no stage that is left deduplicates, there are no positions.
+    _tokens: Tensor
+    # What scores are multiplied with, and scores that are there from the beginning, each float32 [B, L].
+    _prior: Tensor | None
+    _scores: Tensor | None
 
     @property
     def kept(self) -> Tensor:
         """LongTensor [B, L]: for every token that is left, its place in the prompt as it was."""
-        return self._tokens["kept"]
+        return self._tokens[0]
 
     @property
     def next_layer(self) -> int | None:
@@ -81,16 +84,22 @@ class PruningState:
 
     def to(self, device: torch.device | str) -> PruningState:
         """The same on another device, where the decoder goes on; itself if it is there."""
-        if self.kept.device == torch.device(device):
+        if self._tokens.device == torch.device(device):
             return self
+
+        def moved(values: Tensor | None) -> Tensor | None:
+            return None if values is None else values.to(device)
+
         return replace(
             self,
-            _asking=None if self._asking is None else self._asking.to(device),
+            _asking=moved(self._asking),
             _remaining=tuple(
                 replace(step, budgets=step.budgets.to(device), segment_ranges=step.segment_ranges.to(device))
                 for step in self._remaining
             ),
-            _tokens={name: values.to(device) for name, values in self._tokens.items()},
+            _tokens=self._tokens.to(device),
+            _prior=moved(self._prior),
+            _scores=moved(self._scores),
         )
 
     @property

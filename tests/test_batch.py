@@ -18,10 +18,11 @@ def test_rows_with_videos_of_one_length_keep_their_padding():
     assert EVEN.kept_padding == EVEN.padding == (0, 1) and EVEN.surplus == (0, 0)
     assert (EVEN.first_column, EVEN.first_column_left, EVEN.tails) == (3, 3, (10, 15))
     assert EVEN.length_with(12) == 30 and EVEN.length_with(5) == 23
-    segment, position = EVEN.table([torch.tensor([0, 1]), torch.tensor([0, 0])])
+    place, segment, position = EVEN.table([torch.tensor([0, 1]), torch.tensor([0, 0])])
     assert segment[0].tolist() == [-1] * 8 + [0] * 6 + [1] * 6 + [-1] * 10
     assert segment[1].tolist() == [-1] * 3 + [0] * 12 + [-1] * 15
     assert position[1, 3:15].tolist() == [*range(6), *range(6)]
+    assert place.tolist() == [[*range(30)]] * 2
     limits = EVEN.limits([torch.tensor([0, 1]), torch.tensor([0, 0])], [[(2, 1), (3,)], [(1, 1), (2,)]])
     # The budget, the columns and the first place of each segment; text before the video is the first one's.
     assert limits[0] == [[(2, 0, 11, 0), (1, 11, 17, 7)], [(3, 0, 17, 0), (0, 0, 0, 0)]]
@@ -41,7 +42,7 @@ def test_padding_beside_short_videos_goes_but_for_what_the_longest_text_needs():
         assert lengths == {MIXED.length_with(total)} == {13 + total}
     assert MIXED.first_column == 0
     assert MIXED.first_column_left == min(18 - 9, 4, 8 - 5)
-    segment, position = MIXED.table([torch.tensor([0, 1]), torch.tensor([0, 1, 1, 2]), torch.tensor([0, 0])])
+    _, segment, position = MIXED.table([torch.tensor([0, 1]), torch.tensor([0, 1, 1, 2]), torch.tensor([0, 0])])
     assert segment[0].tolist() == [3] * 9 + [-1] * 9 + [0] * 4 + [1] * 4 + [-1] * 4
     assert segment[1].tolist() == [-1] * 4 + [0] * 6 + [1] * 12 + [2] * 6 + [-1] * 2
     assert segment[2].tolist() == [3] * 5 + [-1] * 3 + [0] * 12 + [-1] * 10

@@ -212,12 +212,14 @@ def test_soft_stays_soft_after_the_first_stage(dedup, second):
 
 def test_a_state_goes_to_another_device_as_a_whole():
     rows = [GRID, VisualLayout.grid(2, 8, start=30)]
-    state = pruner_of().begin(rows, 57, segments=[SEGMENTS, torch.tensor([0, 1])], padding=[0, 9])
+    priors = [torch.rand(6, 8), torch.rand(2, 8)]
+    random = pruner_of(AdaTPConfig(score="random", target_flops=0.5, stages=(1,)))
+    state = random.begin(rows, 57, segments=[SEGMENTS, torch.tensor([0, 1])], prior=priors, padding=[0, 9])
     moved = state.to("meta")
-    tensors = [moved._asking, *moved._tokens.values()]
+    tensors = [value for value in vars(moved).values() if isinstance(value, torch.Tensor)]
     for step in moved._remaining:
         tensors += [value for value in vars(step).values() if isinstance(value, torch.Tensor)]
-    assert len(tensors) == 1 + 3 + 2 * len(moved._remaining) > 4
+    assert len(tensors) == 4 + 2 * len(moved._remaining) > 4
     assert all(value.device.type == "meta" for value in tensors)
     assert state.to("cpu") is state
 
