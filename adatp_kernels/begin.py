@@ -104,7 +104,6 @@ def _state(
     for layout, of in zip(batch.layouts, frames, strict=True):
         check_frames(layout, of)
     plans = plans_of_checked(config, batch.layouts, frames, flags, surplus=batch.surplus, **decoder)
-    tokens = batch.table(frames)[: 2 if config.spatial_dedup == "off" else 3]
     rows, prior, scores = copies * len(frames), None, None
     if priors:
         factors = [_prior_row(row, of, batch.length) for row, of in zip(priors, batch.layouts, strict=True)]
@@ -113,20 +112,23 @@ def _state(
         # Drawn on the host, so that every device sees the same numbers, and here, so that no stage waits.
         generator = torch.Generator().manual_seed(config.seed)
         scores = torch.rand(rows, batch.length, generator=generator).to(device)
-    asking = batch.asking()
+    asking, key_range = batch.asking(), (batch.first_column, batch.length - min(batch.tails))
+    tokens = batch.table(frames).to(device).expand(-1, rows, -1)
+    _, segment_ids, positions = tokens[..., slice(*key_range)]
     return PruningState(
         plans=plans,
         segments=tuple(frames),
         salient_segments=tuple(() if row is None else tuple(s for s, flag in enumerate(row) if flag) for row in flags),
         length=batch.length,
-        key_range=(batch.first_column, batch.length - min(batch.tails)),
+        key_range=key_range,
         num_positions=batch.num_positions,
         _batch=batch,
         _asking=None if asking is None else asking.to(device),
         _remaining=_steps(config.spatial_dedup, batch, frames, plans, copies, device),
-        _tokens=tokens.to(device).expand(-1, rows, -1),
+        _tokens=tokens if config.spatial_dedup == "soft" else tokens[:2],
         _prior=prior,
         _scores=scores,
+        _columns=(segment_ids, positions),
     )
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -203,14 +202,13 @@ class AdaTPPruner(nn.Module):
         _check_sizes(state, query, key)
         batch, num_keys, length = query.shape[0], key.shape[2], state.length
         pairs = checks.token_tensors(tensors, dims, batch, key.device, length)
-        config, step, known = self.config, state._remaining[0], state._tokens
+        config, step = self.config, state._remaining[0]
         first, last = state.key_range
         older = num_keys - length
         # From the first row's last visual token on; a baseline needs no text after it: its scores come from elsewhere.
         asking = 1 if config.queries == "last" else max(1, *state._batch.tails)
         row = length - asking
-        visual = known[1:, :, first:last]
-        segments, positions = visual[0], visual[-1]  # where nothing deduplicates, nobody looks at positions
+        segments, positions = state._columns
         prior, scores = (None if values is None else values[:, first:last] for values in (state._prior, state._scores))
         if config.score == "uniform":
             scores = _even_stride(segments, step.budgets, state.num_segments)
@@ -244,7 +242,7 @@ class AdaTPPruner(nn.Module):
             segment_ranges=step.segment_ranges,
             longest_segment=step.longest_segment,
         )
-        travelling = [*tensors, known[:2] if step.dedup == "strict" else known]
+        travelling = [*tensors, state._tokens]
         pairs.append((1, 2))
         for values in (state._prior, state._scores):
             if values is not None:
@@ -254,15 +252,10 @@ class AdaTPPruner(nn.Module):
             scoring, selection, scores, travelling, pairs, older, config.backend, on_phase
         )  # fmt: skip
         count = len(tensors)
-        left = iter(moved[count + 1 :])
-        following = replace(
-            state,
-            length=step.length,
-            key_range=step.key_range,
-            _remaining=state._remaining[1:],
-            _tokens=moved[count],
-            _prior=None if state._prior is None else next(left),
-            _scores=None if state._scores is None else next(left),
+        following = state.following(
+            moved[count],
+            None if state._prior is None else moved[count + 1],
+            None if state._scores is None else moved[-1],
         )
         return following, moved[:count]
 

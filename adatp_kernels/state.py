@@ -65,12 +65,15 @@ class PruningState:
     # Which of the last max(tails) columns come after their row's last visual token, [B, max(tails)]; None: all.
     _asking: Tensor | None
     _remaining: tuple[Step, ...]
-    # What is known of every token that is left, and moves with it, int64 [3, B, L]: its place in the prompt, its segment and
-    # its position, both −1 for text. Where no stage that is left deduplicates, there are no positions.
+    # What is known of every token that is left, and moves with it, int64 [2, B, L]: its place in the prompt, and its segment,
+    # −1 for text; under soft deduplication [3, B, L], its position, too.
     _tokens: Tensor
     # What scores are multiplied with, and scores that are there from the beginning, each float32 [B, L].
     _prior: Tensor | None
     _scores: Tensor | None
+    # Segments and positions of the columns in `key_range`, [B, v1-v0]. Of positions those of the prompt as it came are enough
+    # under strict deduplication: no later stage looks at them.
+    _columns: tuple[Tensor, Tensor]
 
     @property
     def kept(self) -> Tensor:
@@ -98,9 +101,20 @@ class PruningState:
                 for step in self._remaining
             ),
             _tokens=self._tokens.to(device),
+            _columns=(self._columns[0].to(device), self._columns[1].to(device)),
             _prior=moved(self._prior),
             _scores=moved(self._scores),
         )
+
+    def following(self, tokens: Tensor, prior: Tensor | None, scores: Tensor | None) -> PruningState:
+        """The state after the next stage, which left `tokens` of what is known of them."""
+        step, rest = self._remaining[0], self._remaining[1:]
+        state = object.__new__(PruningState)  # `replace` takes some times as long
+        vars(state).update(
+            vars(self), length=step.length, key_range=step.key_range, _remaining=rest, _tokens=tokens, _prior=prior,
+            _scores=scores, _columns=_columns_of(tokens, *step.key_range),
+        )  # fmt: skip
+        return state
 
     @property
     def plan(self) -> PruningPlan:
@@ -132,3 +146,9 @@ class PruningState:
         """Visual tokens that are left of the first prompt."""
         batch = self._batch
         return self.length - batch.texts[0] - (batch.kept_padding if self.length < batch.length else batch.padding)[0]
+
+
+def _columns_of(tokens: Tensor, first: int, last: int) -> tuple[Tensor, Tensor]:
+    """Segments and positions of some columns; where there are no positions any more, the segments twice."""
+    segments = tokens[1, :, first:last]
+    return segments, tokens[2, :, first:last] if tokens.shape[0] > 2 else segments

@@ -44,9 +44,11 @@ def instead(tile: tiles.Tile, device: torch.device, dtype: torch.dtype, dim: int
     key = (tiles.architecture(device), dtype.itemsize, max(64, tiles.power_of_two(dim)))
     usual = tiles.TILES.get(key)
     tiles.TILES[key] = tile
+    tiles.tile_for.cache_clear()
     try:
         yield
     finally:
+        tiles.tile_for.cache_clear()
         tiles.TILES.pop(key)
         if usual is not None:
             tiles.TILES[key] = usual

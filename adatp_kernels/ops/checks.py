@@ -34,7 +34,7 @@ def tensor(name: str, value: Any, dtypes: Sequence[torch.dtype], device: torch.d
 
 def shape(name: str, value: Tensor, expected: Sequence[int], meaning: str) -> None:
     """Raise unless `value` has exactly the `expected` shape."""
-    if list(value.shape) != list(expected):
+    if value.shape != tuple(expected):
         raise ValueError(f"{name}: expected shape {meaning} = {list(expected)}, got {list(value.shape)}")
 
 
@@ -44,19 +44,19 @@ def attention_inputs(
     """Check what `row_lse` and `column_sums` share; returns the scale."""
     tensor("query", query, FLOATS)
     tensor("key", key, FLOATS, query.device)
-    for name, value, meaning in (("query", query, "[B, Hq, T, D]"), ("key", key, "[B, Hkv, N, D]")):
-        if value.dim() != 4 or 0 in value.shape:
-            raise ValueError(f"{name}: expected a non-empty shape {meaning}, got {list(value.shape)}")
-    if key.shape[0] != query.shape[0] or key.shape[3] != query.shape[3]:
-        raise ValueError(
-            f"key: expected query's batch and head dim, {query.shape[0]} and {query.shape[3]}, got shape {list(key.shape)}"
-        )
+    rows, keys = query.shape, key.shape
+    if len(rows) != 4 or 0 in rows:
+        raise ValueError(f"query: expected a non-empty shape [B, Hq, T, D], got {list(rows)}")
+    if len(keys) != 4 or 0 in keys:
+        raise ValueError(f"key: expected a non-empty shape [B, Hkv, N, D], got {list(keys)}")
+    if keys[0] != rows[0] or keys[3] != rows[3]:
+        raise ValueError(f"key: expected query's batch and head dim, {rows[0]} and {rows[3]}, got shape {list(keys)}")
     _dtype_and_heads(query, key)
     integer("query_start", query_start, low=0)
     if key_mask is not None:
         tensor("key_mask", key_mask, (torch.bool,), query.device)
-        shape("key_mask", key_mask, (key.shape[0], key.shape[2]), "[B, N]")
-    return query.shape[3] ** -0.5 if scale is None else number("scale", scale, low=0.0, open_low=True)
+        shape("key_mask", key_mask, (keys[0], keys[2]), "[B, N]")
+    return rows[3] ** -0.5 if scale is None else number("scale", scale, low=0.0, open_low=True)
 
 
 def _dtype_and_heads(query: Tensor, key: Tensor) -> None:
@@ -320,6 +320,16 @@ def token_tensors(
     for place, (value, entry) in enumerate(zip(tensors, token_dims(tensors, dims), strict=True)):
         if not isinstance(value, Tensor):
             raise TypeError(f"tensors[{place}]: expected a tensor, got {type(value).__name__}")
+        given = value.shape
+        if (
+            type(entry) is int
+            and 0 < entry < len(given)
+            and given[0] == batch_size
+            and length in (None, given[entry])
+            and value.device == device
+        ):  # what nearly all of them are
+            pairs.append((0, entry))
+            continue
         if value.device != device:
             raise ValueError(
                 f"tensors[{place}]: expected device {device}, like the tensors before it, got {value.device}"
@@ -352,8 +362,6 @@ def gather_inputs(indices: Tensor, tensors: Any, dims: Any) -> list[tuple[int, i
 
 def _dim_pair(place: int, value: Tensor, entry: Any, batch_size: int) -> tuple[int, int]:
     given = value.shape
-    if type(entry) is int and 0 < entry < len(given) and given[0] == batch_size:  # what nearly all of them are
-        return 0, entry
     name = f"tensors[{place}]"
     pair = (
         (0, entry) if type(entry) is int or isinstance(entry, str) or not isinstance(entry, Sequence) else tuple(entry)

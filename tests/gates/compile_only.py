@@ -117,6 +117,7 @@ def _forget(kernels: list[JITFunction]) -> None:
     for kernel in kernels:
         kernel.device_caches.clear()
     overlap.overlapping.cache_clear()
+    tiles.tile_for.cache_clear()
 
 
 def compiled(kernels: list[JITFunction] = KERNELS) -> list[Any]:

@@ -233,8 +233,7 @@ def test_head_dims_below_a_matrix_products_least(dtype, device):
 def test_choice_of_tiles_and_splits():
     assert [tiles.num_splits(1, keys, 64) for keys in (100, 512, 100_000)] == [(1, 64), (4, 64), (64, 64)]
     assert [tiles.num_splits(programs, 100_000, 64) for programs in (60, 64, 1000)] == [(8, 8), (4, 4), (1, 1)]
-    query = torch.empty(1, 1, 1, 100, dtype=torch.bfloat16)
-    tile = tiles.tile_for(query)
+    tile = tiles.tile_for(torch.device("cpu"), torch.bfloat16, 100)
     assert tile == tiles.TILES["any", 2, 128]
     # One row; few, of several heads; as many as fill a tile; more; heads that do not fill one.
     chosen = [tiles.row_tile(tile, group, rows) for group, rows in ((7, 1), (7, 20), (7, 64), (7, 80), (4, 33), (1, 5))]

@@ -27,9 +27,9 @@ def refuses(operation: str, *tensors: Tensor, moved: Sequence[Tensor] = ()) -> s
     device = tensors[0].device
     if device.type != ("cpu" if INTERPRETED else "cuda"):
         return f"its kernels run on {'CPU tensors, by the interpreter' if INTERPRETED else 'CUDA tensors'}, not on {device}"
-    if any(tensor.dtype == torch.float64 for tensor in tensors):
+    if torch.float64 in [tensor.dtype for tensor in tensors]:
         return "it computes in float32, not in float64"
-    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (*tensors, *moved)):
+    if torch.is_grad_enabled() and any([tensor.requires_grad for tensor in (*tensors, *moved)]):
         return "it has no gradient; call it under torch.no_grad()"
     if operation in ("row_lse", "column_sums", "column_sums_varlen", "prune"):
         if tensors[0].shape[-1] > 256:

@@ -224,7 +224,7 @@ def partial_column_sums(scoring: Scoring, workspace: Tensor | None = None) -> Te
         splits, most = partial_row_lse(query, key, query_start=query_start, scale=scoring.scale, key_mask=key_mask)
     else:
         splits, most = lse, 1
-    tile = tile_for(query)
+    tile = tile_for(query.device, query.dtype, dim)
     partial = torch.empty(batch, kv_heads, last - first, dtype=torch.float32, device=query.device)
     masks = [key if mask is None else mask.view(torch.uint8) for mask in (key_mask, query_mask)]
     _launch_column_sums(

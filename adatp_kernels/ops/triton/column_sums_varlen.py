@@ -188,7 +188,7 @@ def column_sums_varlen(packed: PackedScoring) -> Tensor:
     (total_rows, query_heads, dim), (total_keys, kv_heads, _) = query.shape, key.shape
     group, num_sequences = query_heads // kv_heads, len(cu_seqlens_k) - 1
     scale_log2 = packed.scale * LOG2_E.value
-    tile = tile_for(query)
+    tile = tile_for(query.device, query.dtype, dim)
     heads, text = packed_tile(tile, group)
     lengths = (*cu_seqlens_q.stride(), *cu_seqlens_k.stride())
     rows, columns = (key if ranges is None else ranges for ranges in (query_range, key_range))

@@ -130,7 +130,7 @@ def partial_row_lse(
     kv_heads, num_keys = key.shape[1], key.shape[2]
     group = query_heads // kv_heads
     query_start = min(query_start, num_keys)  # beyond, it says no more, and might not fit 32 bits
-    tile = tile_for(query)
+    tile = tile_for(query.device, query.dtype, dim)
     heads, text = row_tile(tile, group, rows)
     tiles, visible = ceil_div(group, heads) * ceil_div(rows, text), min(num_keys, query_start + rows)
     # Without the batch, so that a prompt's bits do not depend on the company it is in.

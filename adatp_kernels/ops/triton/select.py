@@ -50,8 +50,11 @@ class Selecting:
         self.selection, self.num_positions = selection, num_positions
         self.way = _way(selection, num_positions)
         words = self.way.workspace_words(selection, num_positions)
-        make = torch.zeros if zeroed and words else torch.empty
-        self.workspace = make(words, dtype=torch.int64, device=selection.budgets.device)
+        device = selection.budgets.device
+        if zeroed and words:
+            self.workspace = torch.zeros(words, dtype=torch.int64, device=device).view(torch.uint64)
+        else:
+            self.workspace = torch.empty(words, dtype=torch.uint64, device=device)
 
     def run(self, source: Source, first: int, length: int, *, follows: bool = False) -> Tensor:
         """The surviving tokens [B, first + K + rest] of a sequence whose columns begin at token `first`.

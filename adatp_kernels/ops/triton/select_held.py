@@ -6,7 +6,6 @@ no program looks at another's columns and none waits for another.
 
 from __future__ import annotations
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -120,7 +119,7 @@ def fits(dedup: str, num_positions: int, longest: int) -> bool:
 
 
 def workspace_words(selection: Selection, num_positions: int) -> int:
-    """int64 words, zeroed, that `select` needs: the best key of every (segment, position)."""
+    """uint64 words, zeroed, that `select` needs: the best key of every (segment, position)."""
     return selection.budgets.numel() * num_positions if selection.dedup != "off" else 0
 
 
@@ -140,13 +139,13 @@ def select(
     )  # fmt: skip
     (batch, num_columns), num_segments = segments.shape, budgets.shape[1]
     longest = selection.longest_segment or num_columns
-    block = next(size for size in (256, _SORTED, _HELD) if longest <= size)
+    block = 256 if longest <= 256 else _SORTED if longest <= _SORTED else _HELD
     sorts_best = selection.dedup == "strict" and num_positions < block and num_positions <= _SORTED
     _launch(
         (num_segments + 1, batch, 1),
         (
             *source.tensors(), segments, positions, budgets, budgets if ranges is None else ranges,
-            workspace.view(torch.uint64), kept,
+            workspace, kept,
         ),
         (
             num_columns, num_positions, selection.num_selected, selection.soft_weight, first, first + num_columns, length,

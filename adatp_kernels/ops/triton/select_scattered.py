@@ -175,7 +175,7 @@ _launch = Launcher(_select_scattered_kernel)
 
 
 def workspace_words(selection: Selection, num_positions: int) -> int:
-    """int64 words, zeroed, that `select` needs: the best key of every (segment, position), and a counter per row."""
+    """uint64 words, zeroed, that `select` needs: the best key of every (segment, position), and a counter per row."""
     return len(selection.budgets) + (selection.budgets.numel() * num_positions if selection.dedup != "off" else 0)
 
 
@@ -200,7 +200,7 @@ def select(
     _launch(
         (num_segments, batch, 1),
         (
-            *source.tensors(), segments, positions, budgets, workspace[:-batch].view(torch.uint64), workspace[-batch:],
+            *source.tensors(), segments, positions, budgets, workspace[:-batch], workspace[-batch:].view(torch.int64),
             work, flags, kept,
         ),
         (

@@ -283,7 +283,7 @@ _launch_enter, _launch_rank, _launch_narrow, _launch_count, _launch_write = map(
 
 
 def workspace_words(selection: Selection, num_positions: int) -> int:
-    """int64 words, zeroed, that `select` needs: the counters, and the best key of every (segment, position)."""
+    """uint64 words, zeroed, that `select` needs: the counters, and the best key of every (segment, position)."""
     best = num_positions if selection.dedup != "off" else 0
     return selection.budgets.numel() * (best + _COUNTERS // 2)
 
@@ -306,7 +306,7 @@ def select(
     blocks = ceil_div(selection.longest_segment or num_columns, _BLOCK)
     # The counters first: they are aligned then however many segments and positions there are, and read several at once.
     words = budgets.numel() * _COUNTERS // 2
-    counters, best = workspace[:words].view(torch.int32), workspace[words:].view(torch.uint64)
+    counters, best = workspace[:words].view(torch.int32), workspace[words:]
     work = torch.empty(batch, num_columns, dtype=torch.int32, device=segments.device)
     state = torch.empty(batch, num_segments, len(_DIGITS), 2, dtype=torch.int32, device=segments.device)
     tally = torch.empty(batch, num_segments, blocks, 3, dtype=torch.int32, device=segments.device)

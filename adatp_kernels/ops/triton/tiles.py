@@ -48,10 +48,11 @@ def architecture(device: torch.device) -> str:
     return f"sm_{properties.major}{properties.minor}"
 
 
-def tile_for(query: torch.Tensor) -> Tile:
-    """The table's tile for a query's device, dtype and head dim."""
-    kind = (query.dtype.itemsize, max(64, power_of_two(query.shape[-1])))
-    return TILES.get((architecture(query.device), *kind)) or TILES[("any", *kind)]
+@functools.cache
+def tile_for(device: torch.device, dtype: torch.dtype, head_dim: int) -> Tile:
+    """The table's tile; whoever changes the table has to clear this function's cache."""
+    kind = (dtype.itemsize, max(64, power_of_two(head_dim)))
+    return TILES.get((architecture(device), *kind)) or TILES[("any", *kind)]
 
 
 def row_tile(tile: Tile, group: int, rows: int) -> tuple[int, int]:
