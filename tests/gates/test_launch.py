@@ -78,6 +78,38 @@ def test_the_remembered_kernel_is_the_one_that_triton_takes(launched, monkeypatc
         assert len(asked) < sum(1 for _ in arguments()) < len(launched) / 2  # the second time it was remembered
 
 
+@pytest.mark.parametrize("hook", ["launch_enter_hook", "launch_exit_hook"])
+def test_a_profiler_is_told_of_every_launch(hook, launched, monkeypatch):
+    launcher = Launcher(_kinds_kernel)
+    tensors, numbers, constants, _ = next(iter(arguments()))
+
+    def listen(metadata):
+        assert metadata.get()["name"] == "_kinds_kernel"
+
+    def tell(self, source, metadata):
+        return lambda *arguments: (
+            launched.append(arguments),
+            [h(arguments[6]) for h in arguments[7:9] if h is not None],
+        )
+
+    monkeypatch.setattr(CompileOnlyDriver, "launcher_cls", tell)
+    with compiling_for("sm_90", [_kinds_kernel]):
+        launcher((1, 1, 1), tensors, numbers, constants)
+        launcher((1, 1, 1), tensors, numbers, constants)
+        assert launched[-1][6:9] == (None, None, None)
+        told = []
+        listener = lambda metadata: (told.append(1), listen(metadata))  # noqa: E731
+        getattr(knobs.runtime, hook).add(listener)
+        try:
+            launcher((1, 1, 1), tensors, numbers, constants)
+            launcher((1, 1, 1), tensors, numbers, constants)
+        finally:
+            getattr(knobs.runtime, hook).remove(listener)
+        assert len(told) == 2
+        launcher((1, 1, 1), tensors, numbers, constants)
+        assert len(told) == 2 and len(launched) == 5
+
+
 def test_a_kernel_that_nobody_compiled_is_not_remembered(monkeypatch):
     """As under a hook of Triton's that takes over the compilation."""
     launcher = Launcher(_kinds_kernel)
