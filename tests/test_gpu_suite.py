@@ -311,3 +311,14 @@ def test_without_hypothesis_its_tests_are_skipped_and_the_others_run():
     assert done.returncode == 0, done.stdout[-2000:]
     assert "hypothesis is not installed" in done.stdout
     assert " passed" in done.stdout
+
+
+def test_a_tile_that_is_tried_is_the_one_that_runs():
+    """Also where another one ran before."""
+    tiles = pytest.importorskip("adatp_kernels.ops.triton.tiles", reason="Triton exists for Linux only")
+    derive_tiles = pytest.importorskip("derive_tiles")
+    kind = (torch.device("cpu"), torch.bfloat16, 128)
+    usual, tried = tiles.tile_for(*kind), tiles.Tile(columns=32, rows=16, warps=2, stages=5)
+    with derive_tiles.instead(tried, *kind):
+        assert tiles.tile_for(*kind) == tried
+    assert tiles.tile_for(*kind) == usual != tried
