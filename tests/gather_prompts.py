@@ -24,8 +24,8 @@ def stages(
         tensors += [torch.empty(1, length, head_dim, dtype=torch.bfloat16) for _ in range(2)]
         caches = 2 * (layer + 1) if compact else 0
         tensors += [torch.empty(batch, heads, length, head_dim, dtype=torch.bfloat16) for _ in range(caches)]
-        tensors += [torch.empty(batch, length, dtype=torch.int64) for _ in range(3)]
-        dims = [(0, 1)] * 3 + [(0, 2)] * caches + [(0, 1)] * 3
+        tensors.append(torch.empty(2, batch, length, dtype=torch.int64))
+        dims = [(0, 1)] * 3 + [(0, 2)] * caches + [(1, 2)]
         gather.gather(torch.zeros(batch, kept, dtype=torch.int64), tensors, dims)
         length = kept
 

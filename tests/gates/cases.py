@@ -150,8 +150,8 @@ def travelling(length: int, layers: int) -> tuple[list[Tensor], list[tuple[int, 
     half = torch.bfloat16
     tensors = [torch.empty(1, length, width, dtype=half) for width in (HIDDEN, 128, 128)]
     caches = [torch.empty(1, KV_HEADS, length, 128, dtype=half) for _ in range(2 * layers)]
-    known = [torch.empty(1, length, dtype=torch.int64) for _ in range(3)]
-    return [*tensors, *caches, *known], [(0, 1)] * 3 + [(0, 2)] * 2 * layers + [(0, 1)] * 3
+    known = torch.empty(2, 1, length, dtype=torch.int64)
+    return [*tensors, *caches, known], [(0, 1)] * 3 + [(0, 2)] * 2 * layers + [(1, 2)]
 
 
 def with_masks(length: int) -> tuple[list[Tensor], list[tuple[int, int]]]:
@@ -165,8 +165,8 @@ def with_masks(length: int) -> tuple[list[Tensor], list[tuple[int, int]]]:
 def of_a_batch(batch: int, length: int) -> tuple[list[Tensor], list[tuple[int, int]]]:
     """Without caches, as the pruner moves it; cosines and sines are shared by the batch."""
     tensors, dims = travelling(length, layers=0)
-    known = [tensor.expand(batch, -1).contiguous() for tensor in tensors[3:]]
-    return [torch.empty(batch, length, HIDDEN, dtype=torch.bfloat16), *tensors[1:3], *known], dims
+    known = tensors[3].expand(-1, batch, -1).contiguous()
+    return [torch.empty(batch, length, HIDDEN, dtype=torch.bfloat16), *tensors[1:3], known], dims
 
 
 def whole_stage(

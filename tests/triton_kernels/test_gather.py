@@ -133,8 +133,8 @@ def stage(length, layers, batch=1, heads=4, head_dim=128, rotary_dtype=torch.bfl
     tensors = [empty(batch, length, 896, dtype=torch.bfloat16)]
     tensors += [empty(1, length, head_dim, dtype=rotary_dtype) for _ in range(2)]
     tensors += [empty(batch, heads, length, head_dim, dtype=torch.bfloat16) for _ in range(2 * layers)]
-    tensors += [empty(batch, length, dtype=torch.int64) for _ in range(3)]
-    return tensors, [(0, 1)] * 3 + [(0, 2)] * 2 * layers + [(0, 1)] * 3
+    tensors.append(empty(2, batch, length, dtype=torch.int64))
+    return tensors, [(0, 1)] * 3 + [(0, 2)] * 2 * layers + [(1, 2)]
 
 
 @pytest.mark.parametrize(
