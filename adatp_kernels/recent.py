@@ -64,6 +64,8 @@ class RecentStates:
     def add(self, key: tuple[Any, ...], inputs: Sequence[Tensor], state: PruningState) -> None:
         """Remember `state`, unless it is too large; `inputs` are tensors that nobody else writes to."""
         size = sum(values.untyped_storage().nbytes() for values in state._tokens.values())
+        if size > MAX_BYTES:
+            return
         entries = (_Entry(key, tuple(inputs), state, _versions(state), size), *self._entries)[:MAX_STATES]
         while sum(entry.bytes for entry in entries) > MAX_BYTES:
             entries = entries[:-1]
