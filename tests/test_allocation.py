@@ -47,3 +47,9 @@ def test_remainders_that_differ_by_rounding_alone_are_ties():
         mine = [weights[s] for s in order]
         for total in range(1, 36):
             assert Allocator(mine).share(total, caps) == plain_plan.allocate(total, mine, caps)
+
+
+def test_a_cap_that_is_reached_while_another_segment_is_at_its_floor():
+    weights, caps = [1000.0, 1.0, 900.0], [50, 50, 5000]
+    for total in range(3, 5100, 7):
+        assert Allocator(weights).share(total, caps) == plain_plan.allocate(total, weights, caps), total
