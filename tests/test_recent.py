@@ -5,12 +5,13 @@ import dataclasses
 import pickle
 import random
 import threading
+import types
 
 import pytest
 import torch
 from pruner_inputs import DIM, GRID, SEGMENTS, TWO_STAGES, prompt, pruner_of
 
-from adatp_kernels import VisualLayout, recent
+from adatp_kernels import VisualLayout, begin, recent
 from adatp_kernels.recent import RecentStates
 
 RELEVANCE = torch.tensor([0.1, 0.1, 0.9, 0.9, 0.9, 0.1])
@@ -263,3 +264,14 @@ def test_a_copy_remembers_what_it_will(of):
     assert len(other._recent) == 0 and other._recent is not pruner._recent
     assert numbers(other.begin(**good())) == numbers(state)
     assert pruner.begin(**good()) is state
+
+
+def test_another_stream_gets_tensors_of_its_own(monkeypatch):
+    """Memory that one stream frees is another tensor's at once on that stream, whatever the second one still reads."""
+    current = types.SimpleNamespace(cuda_stream=7)
+    monkeypatch.setattr(torch, "empty", lambda *size, device: types.SimpleNamespace(device=torch.device("cuda", 1)))
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: current if device.index == 1 else None)
+    here = begin._place("cuda")
+    assert here == begin._place("cuda") == (torch.device("cuda", 1), 7)
+    current.cuda_stream = 8
+    assert begin._place("cuda") != here
