@@ -27,6 +27,7 @@ class _Entry:
 class RecentStates:
     """States by what they were made from, compared by value; what was not used for longest is forgotten first.
 
+    At most `MAX_STATES`, and `MAX_BYTES` of them all together.
     There is no lock: threads exchange one immutable tuple, and at worst forget what another has just added.
     A copy, and what comes back from a pickle, is empty.
     """

@@ -71,3 +71,11 @@ def test_the_plan_is_the_plain_one(kind):
         assert [stage.total for stage in plan.stages] == [sum(kept) for kept in budgets]
         made += 1
     assert made > 200
+
+
+def test_integers_of_numpy_plan_like_pythons():
+    """In 32 bits a single layer's FLOPs would overflow."""
+    numpy = pytest.importorskip("numpy")
+    given = (AdaTPConfig(), VisualLayout.grid(8, 196, 3), torch.arange(8))
+    widths = {name: numpy.int32(width) for name, width in WIDTHS.items()}
+    assert make_plan(*given, num_layers=numpy.int32(28), **widths) == make_plan(*given, num_layers=28, **WIDTHS)
