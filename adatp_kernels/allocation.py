@@ -61,7 +61,9 @@ class Allocator:
         level, filled, slope = self._above_floors
         caps_reached = [*map(operator.truediv, caps, self.weights)]
         first = min(caps_reached)
-        if filled < total and level < first:  # then no cap is 0, and the level sought is above all floors
+        if (
+            filled < total and level < first
+        ):  # no cap is reached before the last floor is left, and the level is above that
             floors: Sequence[int] = [1] * len(caps)
             if filled + (first - level) * slope >= total:
                 return level + (total - filled) / slope, floors

@@ -54,7 +54,7 @@ def begin(
     if batch_size != 1 and not alone:
         raise ValueError(f"batch_size: expected 1 where every row has a layout of its own, got {batch_size}")
     paddings = tuple(integer(f"padding[{row}]", count or 0, low=0) for row, count in enumerate(rows["padding"]))
-    scores = [None if row is None else as_tensor("relevance", row) for row in rows["relevance"]]
+    scores = [None if row is None else as_tensor("relevance", row).cpu() for row in rows["relevance"]]
     if prior is None:
         rows["prior"] = [] if usual_prior is None else [usual_prior] * len(layouts)
     priors = [_factors(row) for row in rows["prior"]]

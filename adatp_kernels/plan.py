@@ -203,7 +203,8 @@ def plans_of_checked(
 ) -> tuple[PruningPlan, ...]:
     """`make_plans` of arguments that passed its checks; `flags` say which segments are salient."""
     layers = config.stage_layers(num_layers)
-    decoder = {name: int(width) for name, width in decoder.items()}  # Python's, which are exact
+    # Python's integers: NumPy's, which the checks let pass, would overflow.
+    num_layers, decoder = int(num_layers), {name: int(width) for name, width in decoder.items()}
     drafts = [_Draft(config, *row, layers, num_layers, decoder) for row in zip(layouts, frames, flags, strict=True)]
     room = min(sum(draft.caps) - extra for draft, extra in zip(drafts, surplus, strict=True))
     totals = [min(room, *stage) for stage in zip(*(draft.totals for draft in drafts), strict=True)]

@@ -23,8 +23,8 @@ from adatp_kernels.state import PruningState
 class AdaTPPruner(nn.Module):
     """Prunes visual tokens between the layers of any decoder (``algorithm.md``).
 
-    `begin` makes a `PruningState` for a prompt, and every call returns the next. All that the pruner holds itself are the
-    first states of the last few prompts: one like them, in all that a plan depends on, is not planned again.
+    `begin` makes a `PruningState` for a prompt, and every call returns the next. The pruner itself only remembers what it
+    began the last few prompts with.
 
     Parameters
     ----------
@@ -95,7 +95,8 @@ class AdaTPPruner(nn.Module):
     ) -> PruningState:
         """Plan the pruning of one prompt, of a batch of its copies, or of a batch of different prompts.
 
-        The segments of the frames come to the host here; from here on nothing waits for the device.
+        The segments of the frames come to the host here; from here on nothing waits for the device. Of the last few
+        prompts the states are remembered: equal arguments, compared by value, get the same state.
 
         Parameters
         ----------

@@ -27,6 +27,7 @@ class _Entry:
 class RecentStates:
     """States by what they were made from, compared by value; what was not used for longest is forgotten first.
 
+    At most `MAX_STATES`, and `MAX_BYTES` of them all together.
     There is no lock: threads exchange one immutable tuple, and at worst forget what another has just added.
     A copy, and what comes back from a pickle, is empty.
     """
@@ -64,6 +65,8 @@ class RecentStates:
     def add(self, key: tuple[Any, ...], inputs: Sequence[Tensor], state: PruningState) -> None:
         """Remember `state`, unless it is too large; `inputs` are tensors that nobody else writes to."""
         size = sum(values.untyped_storage().nbytes() for values in _of_tokens(state))
+        if size > MAX_BYTES:
+            return
         entries = (_Entry(key, tuple(inputs), state, _versions(state), size), *self._entries)[:MAX_STATES]
         while sum(entry.bytes for entry in entries) > MAX_BYTES:
             entries = entries[:-1]

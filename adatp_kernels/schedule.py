@@ -23,7 +23,20 @@ def layer_flops(tokens: Count, hidden_size: int, key_width: int, mlp_width: int)
 
 
 class Schedule:
-    """The stages' totals for a video of `tokens` visual tokens, of which the caps allow `cap`."""
+    """The totals of a configuration's stages.
+
+    Parameters
+    ----------
+    config : AdaTPConfig
+    tokens : int
+        Visual tokens of the video.
+    cap : int
+        How many of them the segments' caps allow a stage to keep.
+    layers : tuple of int
+        The layers, from zero, after which the stages drop tokens.
+    num_layers, decoder
+        The decoder: its layers, and by name the widths that `layer_flops` takes. Python's own integers, whose sums are exact.
+    """
 
     def __init__(
         self,
