@@ -202,21 +202,17 @@ def prune(
     dims: Sequence[tuple[int, int]],
     sequence_start: int,
     on_phase: Callable[[str], None],
-    *,
-    score: Callable[[Scoring], Tensor] = column_sums,
-    choose: Callable[[Tensor, Selection], Tensor] = select,
-    move: Callable[..., tuple[Tensor, ...]] = gather,
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """Score, select, gather, each by the operation given; text outside the columns survives. See `functional.prune`."""
+    """Score, select, gather; text outside the columns survives. See `functional.prune`."""
     if scores is None:
-        scores = score(scoring)
+        scores = column_sums(scoring)
     on_phase("score")
-    columns = choose(scores, selection)
+    columns = select(scores, selection)
     first, last = (column - sequence_start for column in scoring.key_range)
     before = torch.arange(first, device=scoring.device).expand(len(columns), -1)
     after = torch.arange(last, scoring.key.shape[2] - sequence_start, device=scoring.device).expand(len(columns), -1)
     indices = torch.cat([before, columns + first, after], dim=1)
     on_phase("select")
-    moved = move(indices, tensors, dims)
+    moved = gather(indices, tensors, dims)
     on_phase("compact")
     return indices, moved

@@ -4,6 +4,7 @@
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
 
+#include <numeric>
 #include <optional>
 #include <vector>
 
@@ -71,9 +72,8 @@ void column_sums(const Tensor& query, const Tensor& key, std::optional<Tensor> l
 
 template <class Score>
 void select_rows(const Tensor& scores, const Tensor& segments, const Tensor& positions, const Tensor& budgets,
-                 const std::optional<Tensor>& prior, const Tensor& kept, int64_t num_positions, int64_t dedup,
-                 double soft_weight, int64_t isa) {
-  const int64_t num_selected = kept.size(1);
+                 const std::optional<Tensor>& prior, const Tensor& kept, int64_t first, int64_t num_selected,
+                 int64_t num_positions, int64_t dedup, double soft_weight, int64_t isa) {
   parallel(scores.size(0), adatp::grain_of(16 * scores.size(1)), [&](int64_t b) {
     const auto data = [b](const Tensor& tensor, auto type) {
       return static_cast<const decltype(type)*>(tensor.const_data_ptr()) + b * tensor.stride(0);
@@ -87,16 +87,21 @@ void select_rows(const Tensor& scores, const Tensor& segments, const Tensor& pos
     row.columns = scores.size(1), row.num_segments = budgets.size(1);
     row.num_positions = num_positions;
     row.dedup = adatp::Dedup(dedup), row.soft_weight = Score(soft_weight);
-    adatp::select_row(row, static_cast<int64_t*>(kept.mutable_data_ptr()) + b * num_selected, num_selected,
-                      adatp::Isa(isa));
+    // Before the columns and behind them is text, which stays.
+    int64_t* const tokens = static_cast<int64_t*>(kept.mutable_data_ptr()) + b * kept.size(1);
+    int64_t* const chosen = tokens + first;
+    adatp::select_row(row, chosen, num_selected, adatp::Isa(isa));
+    std::iota(tokens, chosen, 0);
+    for (int64_t i = 0; i < num_selected; ++i) chosen[i] += first;
+    std::iota(chosen + num_selected, tokens + kept.size(1), first + scores.size(1));
   });
 }
 
 void select(const Tensor& scores, const Tensor& segments, const Tensor& positions, const Tensor& budgets,
-            std::optional<Tensor> prior, Tensor kept, int64_t num_positions, int64_t dedup, double soft_weight,
-            int64_t isa) {
+            std::optional<Tensor> prior, Tensor kept, int64_t first, int64_t num_selected, int64_t num_positions,
+            int64_t dedup, double soft_weight, int64_t isa) {
   const auto rows = scores.scalar_type() == ScalarType::Double ? select_rows<double> : select_rows<float>;
-  rows(scores, segments, positions, budgets, prior, kept, num_positions, dedup, soft_weight, isa);
+  rows(scores, segments, positions, budgets, prior, kept, first, num_selected, num_positions, dedup, soft_weight, isa);
 }
 
 void gather(const Tensor& indices, std::vector<Tensor> sources, std::vector<Tensor> targets, std::vector<int64_t> batch_dims,
@@ -124,8 +129,8 @@ STABLE_TORCH_LIBRARY(adatp_cpu, m) {
       "column_sums(Tensor query, Tensor key, Tensor? lse, Tensor? key_mask, Tensor? query_mask, Tensor(a!) scores, "
       "int query_start, int first, float scale, int isa) -> ()");
   m.def(
-      "select(Tensor scores, Tensor segments, Tensor positions, Tensor budgets, Tensor? prior, Tensor(a!) kept, int num_positions, "
-      "int dedup, float soft_weight, int isa) -> ()");
+      "select(Tensor scores, Tensor segments, Tensor positions, Tensor budgets, Tensor? prior, Tensor(a!) kept, int first, "
+      "int num_selected, int num_positions, int dedup, float soft_weight, int isa) -> ()");
   m.def(
       "gather(Tensor indices, Tensor[] sources, Tensor(a!)[] targets, int[] batch_dims, int[] token_dims, "
       "int[] element_sizes) -> ()");

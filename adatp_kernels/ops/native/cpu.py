@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -62,7 +62,7 @@ def column_sums(scoring: Scoring) -> Tensor:
     scores = torch.empty(key.shape[0], last - first, dtype=torch.float32, device=key.device)
     lse = None if scoring.lse is None else scoring.lse.float()
     start = min(scoring.query_start, key.shape[2])
-    _ops.column_sums(
+    _ops.column_sums.default(
         scoring.query, key, lse, scoring.key_mask, scoring.query_mask, scores, start, first, scoring.scale, _limit
     )  # fmt: skip
     return scores
@@ -73,10 +73,16 @@ column_sums_varlen = functools.partial(reference.column_sums_varlen, each=column
 
 def select(scores: Tensor, selection: Selection) -> Tensor:
     """As `functional.select`."""
-    kept = torch.empty(scores.shape[0], selection.num_selected, dtype=torch.int64, device=scores.device)
+    return _survivors(scores, selection, 0, scores.shape[1])
+
+
+def _survivors(scores: Tensor, selection: Selection, first: int, length: int) -> Tensor:
+    """The surviving tokens [B, first + K + rest] of a sequence of `length` whose columns begin at token `first`."""
+    batch, columns = scores.shape
+    kept = torch.empty(batch, length - columns + selection.num_selected, dtype=torch.int64, device=scores.device)
     prior = None if selection.prior is None else selection.prior.to(scores.dtype)
     _ops.select.default(
-        scores, selection.segments, selection.positions, selection.budgets, prior, kept,
+        scores, selection.segments, selection.positions, selection.budgets, prior, kept, first, selection.num_selected,
         min(selection.num_positions or 0, 1 << 40), DEDUPLICATION.index(selection.dedup), selection.soft_weight, _limit,
     )  # fmt: skip
     return kept
@@ -84,16 +90,36 @@ def select(scores: Tensor, selection: Selection) -> Tensor:
 
 def gather(indices: Tensor, tensors: Sequence[Tensor], dims: Sequence[tuple[int, int]]) -> tuple[Tensor, ...]:
     """As `functional.gather`."""
+    rows, kept = indices.shape
     results, moves = [], []
-    for tensor, (batch, token) in zip(tensors, dims, strict=True):
-        shape = moved_shape(tensor.shape, (batch, token), *indices.shape)
-        results.append(torch.empty(shape, dtype=tensor.dtype, device=tensor.device))
-        if results[-1].numel():
-            moves.append((tensor.resolve_conj().resolve_neg(), results[-1], batch, token))
+    for tensor, pair in zip(tensors, dims, strict=True):
+        shape = moved_shape(tensor.shape, pair, rows, kept)
+        result = torch.empty(shape, dtype=tensor.dtype, device=tensor.device)
+        results.append(result)
+        if 0 not in shape:
+            source = tensor.resolve_conj().resolve_neg() if tensor.is_neg() or tensor.is_complex() else tensor
+            moves.append((source, result, *pair, tensor.element_size()))
     if moves:
-        sources, targets, batches, tokens = zip(*moves, strict=True)
-        _ops.gather(indices, sources, targets, batches, tokens, [source.element_size() for source in sources])
+        _ops.gather.default(indices, *map(list, zip(*moves, strict=True)))
     return tuple(results)
 
 
-prune = functools.partial(reference.prune, score=column_sums, choose=select, move=gather)
+def prune(
+    scoring: Scoring,
+    selection: Selection,
+    scores: Tensor | None,
+    tensors: Sequence[Tensor],
+    dims: Sequence[tuple[int, int]],
+    sequence_start: int,
+    on_phase: Callable[[str], None],
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """As `functional.prune`."""
+    if scores is None:
+        scores = column_sums(scoring)
+    on_phase("score")
+    first, length = scoring.key_range[0] - sequence_start, scoring.key.shape[2] - sequence_start
+    indices = _survivors(scores, selection, first, length)
+    on_phase("select")
+    moved = gather(indices, tensors, dims)
+    on_phase("compact")
+    return indices, moved
