@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import torch
@@ -74,11 +75,13 @@ def find_visuals(
         raise ValueError(
             f"input_ids: row {empty[0]} of the batch has no video, but others have; run prompts without one by themselves"
         )
-    return [_visuals(sorted(clips, key=lambda clip: int(clip[0][0]))) for clips in rows]
+    return [_visuals(clips) for clips in rows]
 
 
 def with_images(visuals: Visuals, values: Tensor) -> Tensor:
     """`values`, one for every frame of the videos, with zeros for the images between them."""
+    if not any(visuals.images):
+        return values
     parts = values.split([count for count, image in zip(visuals.frames, visuals.images, strict=True) if not image])
     videos = iter(parts)
     return torch.cat([values.new_zeros(1, *values.shape[1:]) if image else next(videos) for image in visuals.images])
@@ -97,7 +100,7 @@ def _videos(family: Family, model: Any, arguments: dict[str, Any], ids: Tensor) 
     rows: list[list[_Clip]] = []
     for number in range(0, len(ids), copies):
         sizes = _taken(left, counts[number], family.after, number)
-        ends = torch.tensor([sum(of_one) + family.after for of_one in sizes]).cumsum(0).tolist()
+        ends = list(accumulate(sum(of_one) + family.after for of_one in sizes))
         for index in places[number : number + copies]:
             clips = zip(ends, sizes, strict=True)
             rows.append([(index[end - family.after - sum(own) : end - family.after], own, False) for end, own in clips])
@@ -132,9 +135,18 @@ def _images(marks: Tensor) -> list[_Clip]:
 
 
 def _visuals(clips: list[_Clip]) -> Visuals:
-    """One prompt's clips, in order, as a single layout."""
-    every = torch.tensor([size for _, sizes, _ in clips for size in sizes])
-    frame = torch.arange(len(every)).repeat_interleave(every)
-    position = torch.arange(len(frame)) - (every.cumsum(0) - every)[frame]
-    layout = VisualLayout(torch.cat([places for places, _, _ in clips]), frame, position)
-    return Visuals(layout, tuple(len(sizes) for _, sizes, _ in clips), tuple(image for _, _, image in clips))
+    """One prompt's clips as a single layout, in the order of the sequence."""
+    if len(clips) > 1:
+        clips = sorted(clips, key=lambda clip: int(clip[0][0]))
+    sizes = [size for _, of_one, _ in clips for size in of_one]
+    count, size = len(sizes), sizes[0]
+    if sizes == [size] * count:
+        frame = torch.arange(count)[:, None].expand(count, size).reshape(-1)
+        position = torch.arange(size).repeat(count)
+    else:
+        every = torch.tensor(sizes)
+        frame = torch.arange(count).repeat_interleave(every)
+        position = torch.arange(len(frame)) - (every.cumsum(0) - every)[frame]
+    index = clips[0][0] if len(clips) == 1 else torch.cat([places for places, _, _ in clips])
+    layout = VisualLayout(index, frame, position)
+    return Visuals(layout, tuple(len(of_one) for _, of_one, _ in clips), tuple(image for _, _, image in clips))

@@ -139,19 +139,34 @@ def test_a_model_that_is_compiled_after_it_was_accelerated():
     torch._dynamo.reset()
 
 
-def test_a_model_that_was_compiled_before_is_refused():
+def test_a_model_that_was_compiled_before_is_refused_where_it_can_be_told():
     model, inputs = build("llava_onevision"), prompt("llava_onevision")
     with pytest.raises(ValueError, match="model: OptimizedModule is compiled already; accelerate first, then compile"):
         adatp.accelerate(torch.compile(model, backend="eager"), CONFIG)
     compiled = torch.compile(model, backend="eager")  # leaves no trace in the model itself
     with torch.no_grad():
-        compiled(**inputs)
-        with (
-            adatp.accelerate(model, CONFIG),
-            pytest.raises(RuntimeError, match="not seen by accelerate.*compiled before"),
-        ):
-            compiled(**inputs)
+        dense = compiled(**inputs).logits
+        with adatp.accelerate(model, CONFIG):
+            logits = model(**inputs).logits
+            assert compiled(**inputs).logits.equal(logits) and logits.shape[1] < dense.shape[1]
+        assert compiled(**inputs).logits.equal(dense)
     model.model.language_model.forward = torch.compile(model.model.language_model.forward, backend="eager")
     with pytest.raises(ValueError, match="model: model.language_model is compiled already"):
         adatp.accelerate(model, CONFIG)
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("part", ["model.language_model", "model.language_model.layers.2"])
+def test_a_part_that_was_compiled_on_text_prunes_the_video_that_follows(part):
+    """Compiled code does not notice hooks that come later; so what watches the layers is there from the beginning."""
+    config = adatp.AdaTPConfig(target_flops=0.6, stages=(1, 2))
+    inputs = prompt("llava_onevision")
+    expected = pruned(build("llava_onevision", layers=5), inputs, config)[1]
+    model = build("llava_onevision", layers=5)
+    dense = generate(model, inputs, max_new_tokens=4)[1]
+    with adatp.accelerate(model, config):
+        model.get_submodule(part).compile(backend="eager")
+        generate(model, {name: inputs[name][:, -5:] for name in ("input_ids", "attention_mask")}, max_new_tokens=2)
+        assert (generate(model, inputs, max_new_tokens=4)[1] - expected).abs().max() <= TOLERANCE
+    assert (generate(model, inputs, max_new_tokens=4)[1] - dense).abs().max() <= TOLERANCE
     torch._dynamo.reset()
