@@ -9,6 +9,7 @@ from small_models import CONFIG, TOLERANCE, generate, llava_onevision, masked, p
 from snapshots import assert_unchanged, snapshot
 
 import adatp_kernels as adatp
+from adatp_kernels.integrations.transformers.layers import LayerWatch
 
 
 def layers_of(model):
@@ -101,3 +102,13 @@ def test_a_watched_layer_is_not_copied(copied):
     with adatp.accelerate(model, CONFIG), pytest.raises(RuntimeError, match="cannot be copied or pickled"):
         copied(layers_of(model)[0])
     copied(layers_of(model)[0])
+
+
+def test_what_is_left_of_a_watch_that_was_removed_in_the_middle_of_a_prompt_lets_pass():
+    layer = torch.nn.Identity()
+    watch = LayerWatch([layer])
+    layer.forward = later = lambda value, forward=layer.forward: forward(value)
+    watch.around = lambda number, forward, args, kwargs: "pruned"
+    assert layer(5) == "pruned"
+    watch.remove()
+    assert layer(5) == 5 and layer.forward is later

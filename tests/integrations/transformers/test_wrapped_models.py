@@ -82,8 +82,11 @@ def test_hooks_of_accelerate(family, how, compact, tmp_path):
     assert all(kept.equal(other) for (_, kept), (_, other) in zip(survivors, expected[2], strict=True))
 
 
-def prefill_on_two_devices(devices, compact):
-    """A prompt that has passed layers 0 to 3, which live on these devices, the stage after layer 3 included."""
+def prefill_on_two_devices(devices, compact, rotary="cpu"):
+    """A prompt that has passed layers 0 to 3, which live on these devices, the stage after layer 3 included.
+
+    What it begins with is on the CPU, its cos and sin on the device `rotary`.
+    """
     model, inputs = build("llava_onevision"), prompt("llava_onevision")
     inputs["attention_mask"][0, 0] = 0
     config = adatp.AdaTPConfig(target_flops=0.5, stages=(3, 6), compact_cache=compact, backend="reference")
@@ -91,7 +94,7 @@ def prefill_on_two_devices(devices, compact):
     prefill = VideoPrefill(run._pruner, inputs, find_visuals(families.find(model), model, inputs))
     run.remove()
     length, cache = inputs["input_ids"].shape[1], DynamicCache()
-    hidden, angles = torch.randn(1, length, 64), (torch.randn(1, length, 16), torch.randn(1, length, 16))
+    hidden, angles = torch.randn(1, length, 64), tuple(torch.randn(1, length, 16, device=rotary) for _ in range(2))
     kwargs = {"past_key_values": cache, "position_embeddings": angles}
     prefill.begin(hidden, kwargs, prefill.frame_means(hidden), [None])
     for number, device in enumerate(devices):
@@ -106,9 +109,10 @@ def prefill_on_two_devices(devices, compact):
     return prefill, cache, hidden, kwargs
 
 
-def test_a_stage_on_another_device_than_the_last():
+@pytest.mark.parametrize("rotary", ["cpu", "meta"])
+def test_a_stage_on_another_device_than_the_last(rotary):
     """The second device is "meta": nothing may stay behind, nothing may be mixed."""
-    prefill, cache, hidden, kwargs = prefill_on_two_devices(["cpu", "cpu", "cpu", "meta"], compact=False)
+    prefill, cache, hidden, kwargs = prefill_on_two_devices(["cpu", "cpu", "cpu", "meta"], compact=False, rotary=rotary)
     assert prefill.state.kept.is_meta
     length = cache.layers[0].keys.shape[2]
     kwargs = {**kwargs, "attention_mask": torch.ones(1, 1, length, length, dtype=torch.bool, device="meta")}
