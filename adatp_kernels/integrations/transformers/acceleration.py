@@ -28,7 +28,7 @@ from adatp_kernels.integrations.transformers.support import (
     tensor_parallel_group,
 )
 from adatp_kernels.integrations.transformers.tap import AttentionTap
-from adatp_kernels.integrations.transformers.visuals import find_visuals, with_images
+from adatp_kernels.integrations.transformers.visuals import Visuals, find_visuals, with_images
 from adatp_kernels.pruner import AdaTPPruner
 
 
@@ -137,6 +137,7 @@ class Acceleration:
         ]
         self._prefill: VideoPrefill | None = None  # the video prompt that is passing through the decoder
         self._last: PromptRecord | None = None  # of the last one that did
+        self._visuals: list[Visuals] = []  # of its rows
         self._uncached_ids: Tensor | None = None  # its token ids, if it ran without a cache
         # What the family remembers of the vision tower's last call, within the model's forward or before it, and whose it was.
         self._seen: dict[str, Any] = {}
@@ -234,7 +235,8 @@ class Acceleration:
         self._check_mode(arguments)
         self._check_chunks(arguments)
         known = {**self._seen, **{name: value for name, value in arguments.items() if value is not None}}
-        visuals = find_visuals(self._family, self._model, known, prune_images=self._prune_images)
+        before = self._visuals
+        visuals = find_visuals(self._family, self._model, known, prune_images=self._prune_images, before=before)
         if visuals is None:
             cache = cache_of(arguments)
             if any(type(layer) is PrunedLayer for layer in getattr(cache, "layers", ())):
@@ -244,6 +246,7 @@ class Acceleration:
             raise RuntimeError("model: accelerate prunes at inference only; call model.eval() first")
         check_cache(cache_of(arguments))
         self._check_relevance()
+        self._visuals = visuals
         self._prefill = VideoPrefill(self._pruner, arguments, visuals)
         self._watch.around = self._run_layer
 

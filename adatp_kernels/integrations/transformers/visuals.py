@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import accumulate
+from itertools import accumulate, zip_longest
 from typing import Any
 
 import torch
@@ -26,11 +26,14 @@ class Visuals:
         How many frames each has.
     images : tuple of bool
         Which of them are images.
+    sizes : list of int
+        Tokens of each frame.
     """
 
     layout: VisualLayout
     frames: tuple[int, ...]
     images: tuple[bool, ...]
+    sizes: list[int]
 
     @property
     def video_frames(self) -> int:
@@ -43,9 +46,11 @@ _Clip = tuple[Tensor, Sequence[int], bool]
 
 
 def find_visuals(
-    family: Family, model: Any, arguments: dict[str, Any], *, prune_images: bool = False
+    family: Family, model: Any, arguments: dict[str, Any], *, prune_images: bool = False, before: Sequence[Visuals] = ()
 ) -> list[Visuals] | None:
     """What is to be pruned of each prompt in the base module's `arguments`; None if there is nothing.
+
+    Rows that are laid out as the same row was `before`, as the same template and number of frames make them, share that.
 
     Raises
     ------
@@ -75,7 +80,7 @@ def find_visuals(
         raise ValueError(
             f"input_ids: row {empty[0]} of the batch has no video, but others have; run prompts without one by themselves"
         )
-    return [_visuals(clips) for clips in rows]
+    return [_visuals(clips, old) for clips, old in zip_longest(rows, before[: len(rows)])]
 
 
 def with_images(visuals: Visuals, values: Tensor) -> Tensor:
@@ -134,19 +139,21 @@ def _images(marks: Tensor) -> list[_Clip]:
     return [(run, [len(run)], True) for run in runs]
 
 
-def _visuals(clips: list[_Clip]) -> Visuals:
-    """One prompt's clips as a single layout, in the order of the sequence."""
+def _visuals(clips: list[_Clip], old: Visuals | None) -> Visuals:
+    """One prompt's clips as a single layout, in the order of the sequence; `old` if it is the same."""
     if len(clips) > 1:
         clips = sorted(clips, key=lambda clip: int(clip[0][0]))
+    index = clips[0][0] if len(clips) == 1 else torch.cat([places for places, _, _ in clips])
+    frames, images = tuple(len(of_one) for _, of_one, _ in clips), tuple(image for _, _, image in clips)
     sizes = [size for _, of_one, _ in clips for size in of_one]
-    count, size = len(sizes), sizes[0]
-    if sizes == [size] * count:
-        frame = torch.arange(count)[:, None].expand(count, size).reshape(-1)
-        position = torch.arange(size).repeat(count)
+    alike = old is not None and (frames, images, sizes) == (old.frames, old.images, old.sizes)
+    if old is not None and alike and index.equal(old.layout.index):
+        return old
+    if len(set(sizes)) == 1:
+        frame = torch.arange(len(sizes))[:, None].expand(-1, sizes[0]).reshape(-1)
+        position = torch.arange(sizes[0]).repeat(len(sizes))
     else:
         every = torch.tensor(sizes)
-        frame = torch.arange(count).repeat_interleave(every)
+        frame = torch.arange(len(every)).repeat_interleave(every)
         position = torch.arange(len(frame)) - (every.cumsum(0) - every)[frame]
-    index = clips[0][0] if len(clips) == 1 else torch.cat([places for places, _, _ in clips])
-    layout = VisualLayout(index, frame, position)
-    return Visuals(layout, tuple(len(of_one) for _, of_one, _ in clips), tuple(image for _, _, image in clips))
+    return Visuals(VisualLayout(index, frame, position), frames, images, sizes)
