@@ -1,23 +1,23 @@
-"""accelerate: hooks on a model's decoder layers that prune its visual tokens while it reads a prompt."""
+"""accelerate: what stands around a model and its decoder layers, and prunes the visual tokens while it reads a prompt."""
 
 from __future__ import annotations
 
 import dataclasses
 import inspect
 import threading
-from functools import partial
+from collections.abc import Callable
 from types import TracebackType
 from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
-from torch.utils.hooks import RemovableHandle
 
 from adatp_kernels.config import AdaTPConfig
 from adatp_kernels.errors import choice
 from adatp_kernels.integrations.transformers import families
-from adatp_kernels.integrations.transformers.cache import PrunedLayer, cache_of, check_cache, mask_of
+from adatp_kernels.integrations.transformers.cache import PrunedLayer, PrunedMasks, cache_of, check_cache
 from adatp_kernels.integrations.transformers.chunks import ChunkWatch
+from adatp_kernels.integrations.transformers.layers import LayerWatch
 from adatp_kernels.integrations.transformers.prefill import VideoPrefill
 from adatp_kernels.integrations.transformers.relevance import by_row, check_relevance, frame_relevance, is_pair
 from adatp_kernels.integrations.transformers.report import PromptRecord, Report
@@ -28,7 +28,7 @@ from adatp_kernels.integrations.transformers.support import (
     tensor_parallel_group,
 )
 from adatp_kernels.integrations.transformers.tap import AttentionTap
-from adatp_kernels.integrations.transformers.visuals import find_visuals, with_images
+from adatp_kernels.integrations.transformers.visuals import Visuals, find_visuals, with_images
 from adatp_kernels.pruner import AdaTPPruner
 
 
@@ -129,21 +129,30 @@ class Acceleration:
             mlp_width=text.intermediate_size,
             group=tensor_parallel_group(model),
         )
-        self._signature = inspect.signature(self._base.forward)
+        # The names of what comes without one; what has a name needs no looking up.
+        self._positional = [
+            name
+            for name, parameter in inspect.signature(self._base.forward).parameters.items()
+            if parameter.kind is parameter.POSITIONAL_OR_KEYWORD
+        ]
         self._prefill: VideoPrefill | None = None  # the video prompt that is passing through the decoder
         self._last: PromptRecord | None = None  # of the last one that did
+        self._visuals: list[Visuals] = []  # of its rows
         self._uncached_ids: Tensor | None = None  # its token ids, if it ran without a cache
         # What the family remembers of the vision tower's last call, within the model's forward or before it, and whose it was.
         self._seen: dict[str, Any] = {}
         self._seen_by: int | None = None
         self._thread: int | None = None  # whose forward is under way
-        # The mask that layers holding the same columns share: (mask, columns, their part of it).
-        self._shared_mask: tuple[Any, Any, Any] = (None, None, None)
         self._taps = {
             layer: AttentionTap(self._layers[layer].self_attn) for layer in config.stage_layers(len(self._layers))
         }
-        self._handles = self._attach()
-        self._chunks = ChunkWatch(model)
+        self._handles = [
+            self._base.register_forward_pre_hook(self._before_model, with_kwargs=True),
+            self._base.register_forward_hook(self._after_model, always_call=True),
+        ]
+        if self._tower is not None:
+            self._handles.append(self._tower.register_forward_hook(self._after_vision, with_kwargs=True))
+        self._watch, self._chunks = LayerWatch(self._layers), ChunkWatch(model)
 
     @property
     def config(self) -> AdaTPConfig:
@@ -170,6 +179,7 @@ class Acceleration:
         """Leave the model exactly as it was; doing so twice is harmless."""
         if self._handles:
             self._chunks.remove()
+            self._watch.remove()
         for handle in self._handles:
             handle.remove()
         self._handles, self._seen, self._uncached_ids = [], {}, None
@@ -196,33 +206,16 @@ class Acceleration:
             row, **{name: width for name, width in self._pruner.decoder.items() if name != "num_layers"}
         )
 
-    # The hooks, in the order in which they fire.
-
-    def _attach(self) -> list[RemovableHandle]:
-        handles = [
-            self._base.register_forward_pre_hook(self._before_model, with_kwargs=True),
-            self._base.register_forward_hook(self._after_model, always_call=True),
-        ]
-        if self._tower is not None:
-            handles.append(self._tower.register_forward_hook(self._after_vision, with_kwargs=True))
-        for number, layer in enumerate(self._layers):
-            handles.append(layer.register_forward_pre_hook(partial(self._before_layer, number), with_kwargs=True))
-            if number in self._taps:
-                attention = layer.self_attn
-                handles.append(attention.register_forward_pre_hook(partial(self._before_attention, number)))
-                handles.append(
-                    attention.register_forward_hook(partial(self._after_attention, number), always_call=True)
-                )
-                # First of its hooks: transformers' own, which collect hidden states, see what really goes on.
-                handles.append(layer.register_forward_hook(partial(self._after_layer, number), prepend=True))
-        return handles
-
     def _forget(self) -> None:
         """Drop what belongs to one forward, also if it was interrupted."""
-        self._prefill, self._shared_mask = None, (None, None, None)
-        for tap in self._taps.values():
-            tap.close()
-            tap.take()
+        self._watch.around = None
+        if self._prefill is not None:
+            self._prefill = None
+            for tap in self._taps.values():
+                tap.close()
+                tap.take()
+
+    # What runs before and after the model, its vision tower and its layers.
 
     def _check_thread(self) -> None:
         if self._thread not in (None, threading.get_ident()):
@@ -238,19 +231,24 @@ class Acceleration:
         if self._seen_by != self._thread:
             self._seen = {}
         self._forget()
-        bound = self._signature.bind(*args, **kwargs).arguments
-        arguments = {**bound.pop("kwargs", {}), **bound}
+        arguments = {**dict(zip(self._positional, args, strict=False)), **kwargs}
         self._check_mode(arguments)
         self._check_chunks(arguments)
         known = {**self._seen, **{name: value for name, value in arguments.items() if value is not None}}
-        visuals = find_visuals(self._family, self._model, known, prune_images=self._prune_images)
+        before = self._visuals
+        visuals = find_visuals(self._family, self._model, known, prune_images=self._prune_images, before=before)
         if visuals is None:
+            cache = cache_of(arguments)
+            if any(type(layer) is PrunedLayer for layer in getattr(cache, "layers", ())):
+                self._watch.around = PrunedMasks().run_layer
             return
         if module.training:
             raise RuntimeError("model: accelerate prunes at inference only; call model.eval() first")
         check_cache(cache_of(arguments))
         self._check_relevance()
+        self._visuals = visuals
         self._prefill = VideoPrefill(self._pruner, arguments, visuals)
+        self._watch.around = self._run_layer
 
     def _check_relevance(self) -> None:
         check_relevance(self.relevance, self.question)
@@ -306,28 +304,30 @@ class Acceleration:
         self._seen = self._family.remember(self._model, arguments, args, kwargs, output)
         self._seen_by = threading.get_ident()
 
+    def _run_layer(
+        self, number: int, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> Any:
+        output = forward(*args, **self._before_layer(number, args, kwargs))
+        return self._after_layer(number, output) if number in self._taps else output
+
     @torch.compiler.disable
-    def _before_layer(self, number: int, layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        if self._prefill is not None:
-            hidden = args[0] if args else kwargs["hidden_states"]
-            if number == 0:
-                frames, features = self._frames(hidden)
-                relevance = frame_relevance(self.relevance, self.question, frames)
-                self._prefill.begin(hidden, kwargs, features, relevance)
-            return args, self._prefill.before_layer(number, hidden, kwargs)
-        # A later forward on a pruned cache: the mask fits layer 0, and this layer may hold fewer columns.
-        cache, mask = cache_of(kwargs), kwargs.get("attention_mask")
-        if (
-            mask is None
-            or cache is None
-            or number >= len(cache.layers)
-            or type(cache.layers[number]) is not PrunedLayer
-        ):
-            return None
-        held = cache.layers[number]
-        if self._shared_mask[0] is not mask or self._shared_mask[1] is not held.columns:
-            self._shared_mask = (mask, held.columns, mask_of(held, mask))
-        return args, {**kwargs, "attention_mask": self._shared_mask[2]}
+    def _before_layer(self, number: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
+        assert self._prefill is not None
+        hidden = args[0] if args else kwargs["hidden_states"]
+        if number == 0:
+            frames, features = self._frames(hidden)
+            relevance = frame_relevance(self.relevance, self.question, frames)
+            self._prefill.begin(hidden, kwargs, features, relevance)
+        if self._prefill.next_layer == number:
+            self._taps[number].open()
+        return self._prefill.before_layer(number, hidden, kwargs)
+
+    @torch.compiler.disable
+    def _after_layer(self, number: int, output: Tensor) -> Tensor:
+        assert self._prefill is not None
+        self._taps[number].close()
+        seen = self._taps[number].take()
+        return output if seen is None else self._prefill.after_layer(number, output, seen)
 
     def _frames(self, hidden: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         """Of each row what stands for the frames, pixels if the family shows them, and their features [num_frames, d]."""
@@ -347,22 +347,6 @@ class Acceleration:
         return [with_images(*row) for row in zip(visuals, frames, strict=True)], [
             with_images(*row) for row in zip(visuals, features, strict=True)
         ]
-
-    @torch.compiler.disable
-    def _before_attention(self, number: int, module: nn.Module, args: tuple[Any, ...]) -> None:
-        if self._prefill is not None and self._prefill.next_layer == number:
-            self._taps[number].open()
-
-    @torch.compiler.disable
-    def _after_attention(self, number: int, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        self._taps[number].close()
-
-    @torch.compiler.disable
-    def _after_layer(self, number: int, layer: nn.Module, args: tuple[Any, ...], output: Tensor) -> Tensor | None:
-        seen = self._taps[number].take()
-        if seen is None or self._prefill is None:
-            return None
-        return self._prefill.after_layer(number, output, seen)
 
     @torch.compiler.disable
     def _after_model(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -127,8 +128,34 @@ def mask_of(layer: PrunedLayer, mask: Tensor) -> Tensor:
     return torch.cat([take_columns(mask, layer.columns), mask[..., layer.covered :]], dim=-1)
 
 
+class PrunedMasks:
+    """A forward on a cache with pruned layers: the mask that all layers are given fits layer 0, which holds every column."""
+
+    def __init__(self) -> None:
+        # What layers that hold the same columns share: (mask, columns, their part of it).
+        self._shared: tuple[Any, Any, Any] = (None, None, None)
+
+    def run_layer(self, number: int, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """As `layers.Around`."""
+        if kwargs.get("attention_mask") is not None:
+            kwargs = self._cut(number, kwargs)
+        return forward(*args, **kwargs)
+
+    @torch.compiler.disable
+    def _cut(self, number: int, kwargs: dict[str, Any]) -> dict[str, Any]:
+        cache, mask = cache_of(kwargs), kwargs["attention_mask"]
+        if cache is None or number >= len(cache.layers) or type(cache.layers[number]) is not PrunedLayer:
+            return kwargs
+        held = cache.layers[number]
+        if self._shared[0] is not mask or self._shared[1] is not held.columns:
+            self._shared = (mask, held.columns, mask_of(held, mask))
+        return {**kwargs, "attention_mask": self._shared[2]}
+
+
 def columns_held(layer: Any, past: int, kept: Tensor) -> Tensor:
     """The columns [B, n] that a layer holds once the `kept` tokens [B, L] of a prompt follow `past` columns."""
+    if not past:
+        return kept
     old = [torch.arange(past, device=kept.device).expand(len(kept), -1)]
     if isinstance(layer, PrunedLayer):
         old = [layer.columns, old[0][:, layer.covered :]]

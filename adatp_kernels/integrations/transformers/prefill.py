@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -25,6 +25,16 @@ from adatp_kernels.ops.dispatch import last_used
 from adatp_kernels.pruner import AdaTPPruner
 from adatp_kernels.segments import segment_frames
 from adatp_kernels.state import PruningState
+
+
+class _Alike(NamedTuple):
+    """What layers share that are left with the same tokens, on top of the same columns of earlier turns."""
+
+    kept: Tensor  # [B, L]
+    before: Tensor | None  # the columns they held before
+    whole: Tensor | None  # the mask they are given
+    held: Tensor  # the columns they hold now, [B, n]
+    part: Tensor | None  # their part of the mask
 
 
 class VideoPrefill:
@@ -92,6 +102,8 @@ class VideoPrefill:
         if self.key_mask is not None:
             self.key_mask = self.key_mask[:, -hidden.shape[1] - self.past :]
         self.rotary: tuple[Tensor, ...] = tuple(kwargs["position_embeddings"])
+        # M-RoPE may come with a dimension for time, height and width before the batch's.
+        self.rotary_dims = [(1, 2) if part.dim() == 4 else 1 for part in self.rotary]
         self.clock = PhaseClock(hidden.device)
         layouts = [row.layout for row in self.visuals]
         segments = [self._segments(row, frames) for row, frames in zip(self.visuals, features, strict=True)]
@@ -111,13 +123,16 @@ class VideoPrefill:
                 layouts, length, segments=segments, relevance=relevance, padding=self.padding, device=device
             )
         self.columns: dict[int, Tensor] = {}  # of every layer that holds a part: which columns
-        self._of_layers_alike: tuple[Any, ...] = ()
+        self._of_layers_alike: _Alike | None = None
 
     def _segments(self, visuals: Visuals, features: Tensor) -> Tensor:
         """Segment of each frame, on the host; none goes from one video or image into the next."""
+        threshold = self.pruner.config.segment_threshold
+        if len(visuals.frames) == 1:
+            return segment_frames(features, threshold).cpu()
         segments: list[Tensor] = []
         for frames in features.split(visuals.frames):
-            own = segment_frames(frames, self.pruner.config.segment_threshold).cpu()
+            own = segment_frames(frames, threshold).cpu()
             segments.append(own + 1 + segments[-1][-1] if segments else own)
         return torch.cat(segments)
 
@@ -129,42 +144,44 @@ class VideoPrefill:
         if not self.survivors and not isinstance(layer, PrunedLayer):
             return kwargs
         # Layers between two stages that held the same before hold, and mask, the same now.
-        before = layer.columns if isinstance(layer, PrunedLayer) else None
+        kept, before = self.state.kept, layer.columns if isinstance(layer, PrunedLayer) else None
         mask = kwargs.get("attention_mask")
-        alike = (len(self.survivors), before, mask)
-        if not self._of_layers_alike or any(a is not b for a, b in zip(alike, self._of_layers_alike[0], strict=True)):
-            held = columns_held(layer, self.past, self.state.kept)
+        alike = self._of_layers_alike
+        if alike is None or alike.kept is not kept or alike.before is not before or alike.whole is not mask:
+            held, part = columns_held(layer, self.past, kept), mask
             if mask is not None:
-                mask = take_columns(take_rows(mask, self.state.kept) if mask.dim() == 4 else mask, held)
-            self._of_layers_alike = (alike, held, mask)
-        _, self.columns[number], mask = self._of_layers_alike
+                part = take_columns(take_rows(mask, kept) if mask.dim() == 4 else mask, held)
+            self._of_layers_alike = alike = _Alike(kept, before, mask, held, part)
+        self.columns[number] = alike.held
         # Position ids are left out: what the layer needs of them is in cos and sin, and with gaps in
         # them flash attention would take the prompt for several packed ones.
-        return {**kwargs, "attention_mask": mask, "position_embeddings": self.rotary, "position_ids": None}
+        return {**kwargs, "attention_mask": alike.part, "position_embeddings": self.rotary, "position_ids": None}
 
     def after_layer(self, number: int, hidden: Tensor, seen: Seen) -> Tensor:
         """Prune after a layer that scored; returns the hidden states that go on."""
         assert self.state is not None
-        device = hidden.device  # a model may be spread over several
-        state, self.rotary = self.state.to(device), tuple(part.to(device) for part in self.rotary)
+        state, device = self.state, hidden.device
+        if any(part.device != device for part in (state.kept, *self.rotary)):  # a model may be spread over several
+            state, self.rotary = state.to(device), tuple(part.to(device) for part in self.rotary)
         # Of a cache, only this prompt's tokens are pruned; what earlier turns left stays.
         layers = self._layers_to_compact(number)
         entries = [entry for layer in layers if layer.keys.device == device for entry in (layer.keys, layer.values)]
         travelling = [hidden, *self.rotary, *(entry[:, :, entry.shape[2] - hidden.shape[1] :] for entry in entries)]
         key_mask = self.key_mask
-        if key_mask is not None and number in self.columns:
-            key_mask = take_columns(key_mask, self.columns[number])
+        if key_mask is not None:
+            if number in self.columns:
+                key_mask = take_columns(key_mask, self.columns[number])
+            key_mask = key_mask.to(device)
         self.clock.start()
         self.state, moved = self.pruner(
             state,
             seen.query,
             seen.key,
             travelling,
-            # M-RoPE may come with a dimension for time, height and width before the batch's.
-            dims=[1, *((1, 2) if part.dim() == 4 else 1 for part in self.rotary), *[2] * len(entries)],
+            dims=[1, *self.rotary_dims, *[2] * len(entries)],
             scale=seen.scale,
             lse=seen.lse,
-            key_mask=None if key_mask is None else key_mask.to(device),
+            key_mask=key_mask,
             on_phase=self.clock.phase_done,
         )
         self.survivors.append((number, self.state.kept))
@@ -189,7 +206,7 @@ class VideoPrefill:
         Raises
         ------
         RuntimeError
-            If a stage never came by, because the model ran without the hooks or its attention was not seen.
+            If a stage never came by, because its layers or its attention were not seen.
         """
         if self.state is None or self.state.next_layer is not None:
             missed = (
@@ -234,7 +251,7 @@ def _alike(layouts: list[VisualLayout], *others: list[Any]) -> bool:
     """Whether all rows have the same layout and the same of everything else: copies of one prompt."""
 
     def same(a: Any, b: Any) -> bool:
-        return a.equal(b) if isinstance(a, Tensor) and isinstance(b, Tensor) else a is b or a == b
+        return a is b or (a.equal(b) if isinstance(a, Tensor) and isinstance(b, Tensor) else a == b)
 
     first = layouts[0]
     return all(

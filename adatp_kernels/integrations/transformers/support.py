@@ -28,7 +28,7 @@ def stages_from(first: int, config: AdaTPConfig, num_layers: int) -> tuple[int, 
 
 
 def check_not_compiled(model: nn.Module) -> None:
-    """Raise if something of `model` is compiled already: the compiled code does not look for new hooks."""
+    """Raise if something of `model` is compiled already: compiled code need not notice what is new."""
     for name, module in model.named_modules():
         # What torch.compile(module), module.compile() and torch.compile(module.forward) leave.
         if (

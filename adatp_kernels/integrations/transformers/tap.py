@@ -1,14 +1,13 @@
 """Reads query and key out of an attention layer, whatever its attention implementation.
 
 Position-encoded queries exist only inside the attention function. So for the one call that scores, the
-layer is shown a copy of its configuration that names the tap as its attention implementation; the tap
+layer is shown its configuration with another name in it, the tap's, as its attention implementation; the tap
 puts the layer's own configuration back, runs the layer's own implementation on the same arguments,
 and keeps what it saw.
 """
 
 from __future__ import annotations
 
-import copy
 import sys
 from dataclasses import dataclass
 from typing import Any
@@ -41,6 +40,18 @@ class Seen:
     lse: Tensor | None
 
 
+class _Tapped:
+    """A layer's configuration, but for the name of the attention implementation."""
+
+    _attn_implementation = _attn_implementation_internal = _NAME
+
+    def __init__(self, config: Any, tap: AttentionTap) -> None:
+        self._adatp_config, self._adatp_tap = config, tap
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._adatp_config, name)
+
+
 class AttentionTap:
     """A tap on one attention module: `open` before its forward, `close` after it."""
 
@@ -53,16 +64,13 @@ class AttentionTap:
         """Make the next forward of the module record what it sees."""
         self.seen = None
         self._config = self.module.config
-        tapped = copy.copy(self._config)
-        tapped._attn_implementation_internal = _NAME
-        tapped._adatp_tap = self
-        self.module.config = tapped
+        # Past nn.Module's __setattr__, which looks for parameters and submodules first, here and below.
+        vars(self.module)["config"] = _Tapped(self._config, self)
 
     def close(self) -> None:
         """Leave the module as it was, also if its forward failed half way."""
         if self._config is not None:
-            self.module.config = self._config
-            self._config = None
+            vars(self.module)["config"], self._config = self._config, None
 
     def take(self) -> Seen | None:
         """What was recorded since `open`, once."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import accumulate, zip_longest
 from typing import Any
 
 import torch
@@ -25,11 +26,14 @@ class Visuals:
         How many frames each has.
     images : tuple of bool
         Which of them are images.
+    sizes : list of int
+        Tokens of each frame.
     """
 
     layout: VisualLayout
     frames: tuple[int, ...]
     images: tuple[bool, ...]
+    sizes: list[int]
 
     @property
     def video_frames(self) -> int:
@@ -42,9 +46,11 @@ _Clip = tuple[Tensor, Sequence[int], bool]
 
 
 def find_visuals(
-    family: Family, model: Any, arguments: dict[str, Any], *, prune_images: bool = False
+    family: Family, model: Any, arguments: dict[str, Any], *, prune_images: bool = False, before: Sequence[Visuals] = ()
 ) -> list[Visuals] | None:
     """What is to be pruned of each prompt in the base module's `arguments`; None if there is nothing.
+
+    Rows that are laid out as the same row was `before`, as the same template and number of frames make them, share that.
 
     Raises
     ------
@@ -74,11 +80,13 @@ def find_visuals(
         raise ValueError(
             f"input_ids: row {empty[0]} of the batch has no video, but others have; run prompts without one by themselves"
         )
-    return [_visuals(sorted(clips, key=lambda clip: int(clip[0][0]))) for clips in rows]
+    return [_visuals(clips, old) for clips, old in zip_longest(rows, before[: len(rows)])]
 
 
 def with_images(visuals: Visuals, values: Tensor) -> Tensor:
     """`values`, one for every frame of the videos, with zeros for the images between them."""
+    if not any(visuals.images):
+        return values
     parts = values.split([count for count, image in zip(visuals.frames, visuals.images, strict=True) if not image])
     videos = iter(parts)
     return torch.cat([values.new_zeros(1, *values.shape[1:]) if image else next(videos) for image in visuals.images])
@@ -97,7 +105,7 @@ def _videos(family: Family, model: Any, arguments: dict[str, Any], ids: Tensor) 
     rows: list[list[_Clip]] = []
     for number in range(0, len(ids), copies):
         sizes = _taken(left, counts[number], family.after, number)
-        ends = torch.tensor([sum(of_one) + family.after for of_one in sizes]).cumsum(0).tolist()
+        ends = list(accumulate(sum(of_one) + family.after for of_one in sizes))
         for index in places[number : number + copies]:
             clips = zip(ends, sizes, strict=True)
             rows.append([(index[end - family.after - sum(own) : end - family.after], own, False) for end, own in clips])
@@ -131,10 +139,21 @@ def _images(marks: Tensor) -> list[_Clip]:
     return [(run, [len(run)], True) for run in runs]
 
 
-def _visuals(clips: list[_Clip]) -> Visuals:
-    """One prompt's clips, in order, as a single layout."""
-    every = torch.tensor([size for _, sizes, _ in clips for size in sizes])
-    frame = torch.arange(len(every)).repeat_interleave(every)
-    position = torch.arange(len(frame)) - (every.cumsum(0) - every)[frame]
-    layout = VisualLayout(torch.cat([places for places, _, _ in clips]), frame, position)
-    return Visuals(layout, tuple(len(sizes) for _, sizes, _ in clips), tuple(image for _, _, image in clips))
+def _visuals(clips: list[_Clip], old: Visuals | None) -> Visuals:
+    """One prompt's clips as a single layout, in the order of the sequence; `old` if it is the same."""
+    if len(clips) > 1:
+        clips = sorted(clips, key=lambda clip: int(clip[0][0]))
+    index = clips[0][0] if len(clips) == 1 else torch.cat([places for places, _, _ in clips])
+    frames, images = tuple(len(of_one) for _, of_one, _ in clips), tuple(image for _, _, image in clips)
+    sizes = [size for _, of_one, _ in clips for size in of_one]
+    alike = old is not None and (frames, images, sizes) == (old.frames, old.images, old.sizes)
+    if old is not None and alike and index.equal(old.layout.index):
+        return old
+    if len(set(sizes)) == 1:
+        frame = torch.arange(len(sizes))[:, None].expand(-1, sizes[0]).reshape(-1)
+        position = torch.arange(sizes[0]).repeat(len(sizes))
+    else:
+        every = torch.tensor(sizes)
+        frame = torch.arange(len(every)).repeat_interleave(every)
+        position = torch.arange(len(frame)) - (every.cumsum(0) - every)[frame]
+    return Visuals(VisualLayout(index, frame, position), frames, images, sizes)

@@ -9,6 +9,7 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 import adatp_kernels as adatp
 from adatp_kernels.integrations.transformers.prefill import VideoPrefill
+from adatp_kernels.integrations.transformers.tap import AttentionTap
 from adatp_kernels.ops import reference
 
 
@@ -72,6 +73,19 @@ def test_no_stage_waits_for_the_device(monkeypatch):
     with adatp.accelerate(model, CONFIG) as run:
         generate(model, inputs, max_new_tokens=1)
     assert stages == [layer for layer, _ in run.report().survivors] and stages
+
+
+def test_while_it_is_tapped_a_layer_has_its_own_configuration_but_for_the_attention():
+    module = llava_onevision("eager").model.language_model.layers[0].self_attn
+    config, tap = module.config, AttentionTap(module)
+    for _ in range(2):
+        tap.open()
+        assert module.config._attn_implementation == "adatp_tap" != config._attn_implementation
+        assert module.config.hidden_size == config.hidden_size and module.config.to_dict() == config.to_dict()
+        with pytest.raises(AttributeError, match="no_such_field"):
+            _ = module.config.no_such_field
+        tap.close()
+        assert module.config is config and config._attn_implementation == "eager"
 
 
 def test_every_frame_is_its_own_video_token_block():

@@ -34,13 +34,14 @@ class Stop(Exception):
 
 
 @pytest.mark.parametrize("attention", ATTENTION)
-@pytest.mark.parametrize("where", ["decode", "attention", "mlp", "vision", "body"])
+@pytest.mark.parametrize("where", ["decode", "norm", "attention", "mlp", "vision", "body"])
 def test_model_is_restored_when_generate_raises_half_way(attention, where):
     model, inputs = llava_onevision(attention), prompt()
     generate(model, inputs, max_new_tokens=1)  # transformers installs hooks of its own at the first call
     decoder = model.model.language_model
     target = {
-        "attention": decoder.layers[3].self_attn.q_proj,  # between the tap's opening and its reading
+        "norm": decoder.layers[3].input_layernorm,  # between the tap's opening and its reading, as is the next
+        "attention": decoder.layers[3].self_attn.q_proj,
         "mlp": decoder.layers[3].mlp,
         "vision": model.model.vision_tower,
     }.get(where)

@@ -82,8 +82,11 @@ def test_hooks_of_accelerate(family, how, compact, tmp_path):
     assert all(kept.equal(other) for (_, kept), (_, other) in zip(survivors, expected[2], strict=True))
 
 
-def prefill_on_two_devices(devices, compact):
-    """A prompt that has passed layers 0 to 3, which live on these devices, the stage after layer 3 included."""
+def prefill_on_two_devices(devices, compact, rotary="cpu"):
+    """A prompt that has passed layers 0 to 3, which live on these devices, the stage after layer 3 included.
+
+    What it begins with is on the CPU, its cos and sin on the device `rotary`.
+    """
     model, inputs = build("llava_onevision"), prompt("llava_onevision")
     inputs["attention_mask"][0, 0] = 0
     config = adatp.AdaTPConfig(target_flops=0.5, stages=(3, 6), compact_cache=compact, backend="reference")
@@ -91,7 +94,7 @@ def prefill_on_two_devices(devices, compact):
     prefill = VideoPrefill(run._pruner, inputs, find_visuals(families.find(model), model, inputs))
     run.remove()
     length, cache = inputs["input_ids"].shape[1], DynamicCache()
-    hidden, angles = torch.randn(1, length, 64), (torch.randn(1, length, 16), torch.randn(1, length, 16))
+    hidden, angles = torch.randn(1, length, 64), tuple(torch.randn(1, length, 16, device=rotary) for _ in range(2))
     kwargs = {"past_key_values": cache, "position_embeddings": angles}
     prefill.begin(hidden, kwargs, prefill.frame_means(hidden), [None])
     for number, device in enumerate(devices):
@@ -106,9 +109,10 @@ def prefill_on_two_devices(devices, compact):
     return prefill, cache, hidden, kwargs
 
 
-def test_a_stage_on_another_device_than_the_last():
+@pytest.mark.parametrize("rotary", ["cpu", "meta"])
+def test_a_stage_on_another_device_than_the_last(rotary):
     """The second device is "meta": nothing may stay behind, nothing may be mixed."""
-    prefill, cache, hidden, kwargs = prefill_on_two_devices(["cpu", "cpu", "cpu", "meta"], compact=False)
+    prefill, cache, hidden, kwargs = prefill_on_two_devices(["cpu", "cpu", "cpu", "meta"], compact=False, rotary=rotary)
     assert prefill.state.kept.is_meta
     length = cache.layers[0].keys.shape[2]
     kwargs = {**kwargs, "attention_mask": torch.ones(1, 1, length, length, dtype=torch.bool, device="meta")}
@@ -139,19 +143,34 @@ def test_a_model_that_is_compiled_after_it_was_accelerated():
     torch._dynamo.reset()
 
 
-def test_a_model_that_was_compiled_before_is_refused():
+def test_a_model_that_was_compiled_before_is_refused_where_it_can_be_told():
     model, inputs = build("llava_onevision"), prompt("llava_onevision")
     with pytest.raises(ValueError, match="model: OptimizedModule is compiled already; accelerate first, then compile"):
         adatp.accelerate(torch.compile(model, backend="eager"), CONFIG)
     compiled = torch.compile(model, backend="eager")  # leaves no trace in the model itself
     with torch.no_grad():
-        compiled(**inputs)
-        with (
-            adatp.accelerate(model, CONFIG),
-            pytest.raises(RuntimeError, match="not seen by accelerate.*compiled before"),
-        ):
-            compiled(**inputs)
+        dense = compiled(**inputs).logits
+        with adatp.accelerate(model, CONFIG):
+            logits = model(**inputs).logits
+            assert compiled(**inputs).logits.equal(logits) and logits.shape[1] < dense.shape[1]
+        assert compiled(**inputs).logits.equal(dense)
     model.model.language_model.forward = torch.compile(model.model.language_model.forward, backend="eager")
     with pytest.raises(ValueError, match="model: model.language_model is compiled already"):
         adatp.accelerate(model, CONFIG)
+    torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("part", ["model.language_model", "model.language_model.layers.2"])
+def test_a_part_that_was_compiled_on_text_prunes_the_video_that_follows(part):
+    """Compiled code does not notice hooks that come later; so what watches the layers is there from the beginning."""
+    config = adatp.AdaTPConfig(target_flops=0.6, stages=(1, 2))
+    inputs = prompt("llava_onevision")
+    expected = pruned(build("llava_onevision", layers=5), inputs, config)[1]
+    model = build("llava_onevision", layers=5)
+    dense = generate(model, inputs, max_new_tokens=4)[1]
+    with adatp.accelerate(model, config):
+        model.get_submodule(part).compile(backend="eager")
+        generate(model, {name: inputs[name][:, -5:] for name in ("input_ids", "attention_mask")}, max_new_tokens=2)
+        assert (generate(model, inputs, max_new_tokens=4)[1] - expected).abs().max() <= TOLERANCE
+    assert (generate(model, inputs, max_new_tokens=4)[1] - dense).abs().max() <= TOLERANCE
     torch._dynamo.reset()

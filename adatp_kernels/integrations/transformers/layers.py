@@ -1,0 +1,63 @@
+"""Stands before the forward of decoder layers, and lets each pass as long as there is nothing to do.
+
+Hooks would do, too, but a module that has any pays several microseconds a call, decoded tokens included, and compiled code
+does not notice hooks that come and go. What stands here is always there, and while it is idle costs a function call.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+from torch import nn
+
+# Runs a layer: its number, its own forward, and the arguments of this call.
+Around = Callable[[int, Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
+
+
+class LayerWatch:
+    """Watches the decoder layers `layers` until removed.
+
+    Attributes
+    ----------
+    around : callable, optional
+        Runs every layer from now on, as `Around`; None lets them run by themselves.
+    """
+
+    def __init__(self, layers: list[nn.Module]) -> None:
+        self.around: Around | None = None
+        # What somebody else put before the forward of the class, if anything.
+        self._before = [vars(layer).get("forward") for layer in layers]
+        self._layers, self._mine = layers, [_Watched(self, number, layer) for number, layer in enumerate(layers)]
+        for layer, mine in zip(layers, self._mine, strict=True):
+            layer.forward = mine
+
+    def remove(self) -> None:
+        """Put every forward back as it was; one before which somebody has put another since lets all pass from now on."""
+        self.around = None
+        for layer, mine, before in zip(self._layers, self._mine, self._before, strict=True):
+            if vars(layer).get("forward") is mine:
+                del layer.forward
+                if before is not None:
+                    layer.forward = before
+
+
+class _Watched:
+    """A layer's forward."""
+
+    def __init__(self, watch: LayerWatch, number: int, layer: Any) -> None:
+        functools.update_wrapper(self, layer.forward)
+        self._watch, self._number, self._forward = watch, number, layer.forward
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        around = self._watch.around
+        if around is None:
+            return self._forward(*args, **kwargs)
+        return around(self._number, self._forward, args, kwargs)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> NoReturn:
+        raise RuntimeError("model: an accelerated model cannot be copied or pickled; remove() the acceleration first")
+
+    def __reduce__(self) -> NoReturn:
+        self.__deepcopy__({})
