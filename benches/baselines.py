@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import importlib
 import inspect
+import itertools
 from collections.abc import Callable, Sequence
 
 import torch
@@ -63,12 +64,60 @@ def grouped_rows_given_lse(query: Tensor, key: Tensor, lse: Tensor, rows: int, c
     return (wide - lse.unflatten(1, (key.shape[1], -1))[..., None]).exp_().mean((1, 2, 3))
 
 
+def rows_by_part(
+    query: Tensor, key: Tensor, rows: int, columns: slice, heads: int = 0, keys_first: bool = False
+) -> Tensor:
+    """`grouped_rows` of a few query heads at a time, so that their scores stay in a CPU's cache.
+
+    Parameters
+    ----------
+    heads : int
+        Query heads of a part, all of one key head; 0 for all of it.
+    keys_first : bool
+        Whether keys are the rows of the product, and the sums are along it.
+    """
+    packed, heads_of = _packed(query, key, rows), heads or query.shape[1] // key.shape[1]
+    future = _future(rows, key).repeat(heads_of, 1)
+    wide = torch.promote_types(query.dtype, torch.float32)
+    total = torch.zeros(key.shape[0], key.shape[2], dtype=wide, device=key.device)
+    for b, h in itertools.product(range(key.shape[0]), range(key.shape[1])):
+        for part in packed[b, h].split(heads_of * rows):
+            if keys_first:
+                scores = key[b, h] @ part.T
+                scores[-rows:].masked_fill_(future.T, float("-inf"))
+                total[b] += scores.softmax(0, dtype=wide).sum(1)
+            else:
+                scores = part @ key[b, h].T
+                scores[:, -rows:].masked_fill_(future, float("-inf"))
+                total[b] += scores.softmax(1, dtype=wide).sum(0)
+    return total[:, columns] / (query.shape[1] * rows)
+
+
+def rows_by_part_given_lse(query: Tensor, key: Tensor, lse: Tensor, rows: int, columns: slice) -> Tensor:
+    """`grouped_rows_given_lse` of one key head at a time. The columns must come before the rows' own."""
+    packed = _packed(query, key, rows)
+    own = lse.unflatten(1, (key.shape[1], -1)).flatten(2)[..., None]  # [B, Hkv, G · T, 1]
+    total = 0
+    for h in range(key.shape[1]):
+        scores = (packed[:, h] @ key[:, h, columns].mT).to(own.dtype)
+        total = total + scores.sub_(own[:, h]).exp_().sum(1)
+    return total / (query.shape[1] * rows)
+
+
+def in_float32(scores: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """`scores` of a query and a key that are made float32 first, for a CPU that multiplies no halves."""
+    return lambda query, key, *others: scores(query.float(), key.float(), *others)
+
+
+def _packed(query: Tensor, key: Tensor, rows: int) -> Tensor:
+    """[B, Hkv, G · T, D], scaled."""
+    batch, heads, _, dim = query.shape
+    return query[:, :, -rows:].reshape(batch, key.shape[1], heads // key.shape[1] * rows, dim) * dim**-0.5
+
+
 def _grouped_scores(query: Tensor, key: Tensor, rows: int) -> Tensor:
     """[B, Hkv, G, T, N]."""
-    batch, heads, _, dim = query.shape
-    group = heads // key.shape[1]
-    packed = query[:, :, -rows:].reshape(batch, key.shape[1], group * rows, dim) * dim**-0.5
-    return (packed @ key.transpose(-1, -2)).unflatten(2, (group, rows))
+    return (_packed(query, key, rows) @ key.transpose(-1, -2)).unflatten(2, (-1, rows))
 
 
 def _future(rows: int, key: Tensor) -> Tensor:
@@ -77,7 +126,18 @@ def _future(rows: int, key: Tensor) -> Tensor:
 
 def topk_and_sort(scores: Tensor, kept: int) -> Tensor:
     """The best columns of one segment without deduplication, ascending: what FastV does."""
-    return scores.topk(kept, dim=1).indices.sort(dim=1).values
+    return scores.topk(kept, dim=1, sorted=False).indices.sort(dim=1).values
+
+
+def argsort_and_sort(scores: Tensor, kept: int) -> Tensor:
+    """`topk_and_sort` by a whole sort."""
+    return scores.argsort(dim=1, descending=True)[:, :kept].sort(dim=1).values
+
+
+def threshold_and_nonzero(scores: Tensor, kept: int) -> Tensor:
+    """`topk_and_sort` by its threshold, which keeps the order; without ties only."""
+    bound = scores.kthvalue(scores.shape[1] - kept + 1, dim=1, keepdim=True).values
+    return (scores >= bound).nonzero()[:, 1].view(len(scores), kept)
 
 
 def deduplicate_topk_and_sort(scores: Tensor, segments: int, cells: int, kept: int) -> Tensor:
@@ -87,7 +147,7 @@ def deduplicate_topk_and_sort(scores: Tensor, segments: int, cells: int, kept: i
     """
     grid = scores.unflatten(1, (segments, -1, cells))  # [B, S, F, P]
     best, frame = grid.max(dim=2)
-    position = best.topk(kept, dim=2).indices  # [B, S, k]
+    position = best.topk(kept, dim=2, sorted=False).indices  # [B, S, k]
     start = torch.arange(segments, device=scores.device)[:, None] * grid.shape[2] * cells
     return (start + frame.gather(2, position) * cells + position).flatten(1).sort(dim=1).values
 
@@ -126,6 +186,11 @@ class SegmentTopk:
 def index_select(indices: Tensor, tensors: list[Tensor], dims: list[int]) -> list[Tensor]:
     """A call per tensor; a batch of one."""
     return [tensor.index_select(dim, indices[0]) for tensor, dim in zip(tensors, dims, strict=True)]
+
+
+def advanced_indexing(indices: Tensor, tensors: list[Tensor], dims: list[int]) -> list[Tensor]:
+    """`tensor[:, indices]`, as it is mostly written; a batch of one."""
+    return [tensor[(slice(None),) * dim + (indices[0],)] for tensor, dim in zip(tensors, dims, strict=True)]
 
 
 def gather_each(indices: Tensor, tensors: list[Tensor], dims: list[int]) -> list[Tensor]:

@@ -1,23 +1,25 @@
 """The native backend on this CPU against plain torch and against the reference, as ratios of times.
 
-    python benches/native_ratios.py [--columns 6272] [--rounds 15]
+    python benches/native_ratios.py [--columns 6272] [--small 784 1568] [--rounds 15]
 
 One layer of LLaVA-OneVision-7B: 28 query heads, 4 key heads, head dim 128, 64 text rows. Absolute times mean little on a
 shared machine, so the native backend and one other take turns in one process, A B A B, and their medians are compared.
-Selections get other scores at every turn: with the same ones a processor learns topk's branches by heart. Every variant
-is verified before it is timed. The last column is what the native backend adds at most to the memory that is resident.
+Plain torch is the fastest of several ways to write it, found anew for every row, which names it. Selections get other
+scores at every turn: with the same ones a processor learns topk's branches by heart. Every variant is verified before it
+is timed. The last column is what the native backend adds at most to the memory that is resident.
 """
 
 from __future__ import annotations
 
 import argparse
 import ctypes
+import functools
 import statistics
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(ROOT), str(ROOT / "benches")]
@@ -29,105 +31,184 @@ from adatp_kernels import Stage, backend_report, ops  # noqa: E402
 
 HEADS, KV_HEADS, DIM, ROWS, HIDDEN, CELLS, BEFORE = 28, 4, 128, 64, 3584, 196, 14
 
-# Called with the number of the turn, which picks the inputs where there are several.
-Variants = dict[str, Callable[[int], Any]]
+Call = Callable[[int], Any]  # with the number of the turn, which picks the inputs where there are several
 INPUTS = 32
+CANDIDATE_ROUNDS = 5
 
 
-def cases(visual: int) -> Iterator[tuple[str, Variants, Callable[[Any, Any], bool]]]:
-    """Name, variants (the native one, the best plain torch, the reference), and when two results are the same."""
-    random = torch.Generator().manual_seed(0)
-    start, length = BEFORE + visual, BEFORE + visual + ROWS
-    columns = slice(BEFORE, start)
-    frames = visual // CELLS
-    segments = frames // 4
-    ids = torch.arange(frames).div(4, rounding_mode="floor").repeat_interleave(CELLS)
-    positions = torch.arange(CELLS).repeat(frames)
-    each = CELLS // 2
-    for dtype in (torch.float32, torch.bfloat16, torch.float16):
-        query = torch.randn(1, HEADS, ROWS, DIM, generator=random).to(dtype)
-        key = torch.randn(1, KV_HEADS, length, DIM, generator=random).to(dtype)
-        where = {"query_start": start, "key_range": (BEFORE, start)}
-        close = lambda a, b: bool((a - b).norm() <= 1e-2 * b.norm())  # noqa: E731
-        variants: Variants = {
-            "native": lambda i, q=query, k=key, w=where: ops.column_sums(q, k, backend="native", **w),
-            "plain torch": lambda i, q=query, k=key: baselines.text_rows(q, k, ROWS, columns),
-            "reference": lambda i, q=query, k=key, w=where: ops.column_sums(q, k, backend="reference", **w),
+class Row(NamedTuple):
+    """What the table has a row for.
+
+    Attributes
+    ----------
+    torch : dict of str to callable
+        Ways to do it in plain torch; the fastest is what counts.
+    same : callable
+        Whether a result is the reference's.
+    """
+
+    name: str
+    native: Call
+    torch: dict[str, Call]
+    reference: Call
+    same: Callable[[Any, Any], bool]
+
+
+class Prompt:
+    """A text, so many visual tokens and a text again, with one layer's query and key."""
+
+    def __init__(self, visual: int, dtype: torch.dtype) -> None:
+        self.random = torch.Generator().manual_seed(0)
+        self.visual, self.dtype = visual, dtype
+        self.start, self.length = BEFORE + visual, BEFORE + visual + ROWS
+        self.columns = slice(BEFORE, self.start)
+        self.where = {"query_start": self.start, "key_range": (BEFORE, self.start)}
+        self.query, self.key = self.tensor(1, HEADS, ROWS, DIM), self.tensor(1, KV_HEADS, self.length, DIM)
+
+    def tensor(self, *shape: int) -> torch.Tensor:
+        return torch.randn(shape, generator=self.random).to(self.dtype)
+
+    def scorers(self) -> dict[str, Callable[[], torch.Tensor]]:
+        """Ways to score in plain torch."""
+        ways = {
+            "repeat_kv": baselines.text_rows,
+            "grouped matmul": baselines.grouped_rows,
+            "a matmul a key head": baselines.rows_by_part,
+            "the same, keys first": functools.partial(baselines.rows_by_part, keys_first=True),
+            "a matmul a query head": functools.partial(baselines.rows_by_part, heads=1),
         }
-        yield f"column_sums {str(dtype)[6:]}", variants, close
-        lse = ops.row_lse(query, key, query_start=start)
-        given = variants | {
-            "native": lambda i, q=query, k=key, w=where, lse=lse: ops.column_sums(q, k, lse=lse, backend="native", **w),
-            "reference": lambda i, q=query, k=key, w=where, lse=lse: ops.column_sums(
-                q, k, lse=lse, backend="reference", **w
-            ),
-        }
-        yield f"column_sums {str(dtype)[6:]}, LSE given", given, close
-        if dtype == torch.float16:
-            continue
-        shapes = [(1, length, HIDDEN), *[(1, length, DIM)] * 2, *[(1, KV_HEADS, length, DIM)] * 2]
-        tensors, dims = [torch.randn(shape, generator=random).to(dtype) for shape in shapes], [1, 1, 1, 2, 2]
-        chosen = Stage(1, (each,) * segments, each * segments)
-        budgets = torch.full((segments,), each)
+        if self.dtype != torch.float32:
+            ways["a matmul a key head, in float32"] = baselines.in_float32(baselines.rows_by_part)
+        return {name: lambda way=way: way(self.query, self.key, ROWS, self.columns) for name, way in ways.items()}
 
-        def stage(backend: str, q=query, k=key, t=tensors, d=dims, c=chosen, b=budgets) -> Any:
-            return ops.prune(
-                q, k, t, c, dims=d, segments=ids, positions=positions, query_start=start, key_range=(BEFORE, start),
-                budgets=b, num_selected=c.total, num_positions=CELLS, backend=backend,
-            )  # fmt: skip
 
-        def plain(turn: int, q=query, k=key, t=tensors, d=dims) -> Any:
-            scores = baselines.text_rows(q, k, ROWS, columns)
-            kept = baselines.deduplicate_topk_and_sort(scores, segments, CELLS, each) + BEFORE
-            indices = torch.cat([torch.arange(BEFORE)[None], kept, torch.arange(start, length)[None]], dim=1)
-            return indices, baselines.index_select(indices, t, d)
+def column_sums(prompt: Prompt) -> Iterator[Row]:
+    """Scores, without an LSE and with one."""
+    name = f"column_sums {str(prompt.dtype)[6:]}, {prompt.visual}"
+    query, key, where = prompt.query, prompt.key, prompt.where
+    lse = ops.row_lse(query, key, query_start=prompt.start)
 
-        # Scores of different rounding may rank neighbours differently at the edge of a budget.
-        alike = lambda a, b: len(set(a[0][0].tolist()) & set(b[0][0].tolist())) >= 0.99 * b[0].numel()  # noqa: E731
-        stages: Variants = {
-            "native": lambda i, s=stage: s("native"), "plain torch": plain, "reference": lambda i, s=stage: s("reference"),
-        }  # fmt: skip
-        yield f"stage {str(dtype)[6:]}", stages, alike
-    # No ties: the baselines have no rule for them.
-    scores = [(torch.rand(1, visual, generator=random).argsort(1) + 1).float() for _ in range(INPUTS)]
-    for dedup, count, own in (("strict", segments, ids), ("off", 1, torch.zeros_like(ids))):
-        kept = visual // 8 // count
-        known = {"num_selected": count * kept, "num_positions": CELLS, "dedup": dedup}
-        budgets = torch.full((1, count), kept)
+    def close(a: torch.Tensor, b: torch.Tensor) -> bool:
+        return bool((a - b).norm() <= 1e-2 * b.norm())
 
-        def chosen_by(backend: str, turn: int, own=own, budgets=budgets, known=known) -> torch.Tensor:
-            return ops.select(scores[turn % INPUTS], own, positions, budgets, backend=backend, **known)
+    def ours(backend: str, lse: torch.Tensor | None = None) -> Call:
+        return lambda turn: ops.column_sums(query, key, lse=lse, backend=backend, **where)
 
-        def best(turn: int, dedup=dedup, count=count, kept=kept) -> torch.Tensor:
-            if dedup == "off":
-                return baselines.topk_and_sort(scores[turn % INPUTS], kept)
-            return baselines.deduplicate_topk_and_sort(scores[turn % INPUTS], count, CELLS, kept)
-
-        variants = {
-            "native": lambda i, by=chosen_by: by("native", i),
-            "plain torch": best,
-            "reference": lambda i, by=chosen_by: by("reference", i),
-        }
-        yield f"select {dedup}", variants, lambda a, b: a.equal(b)
-        if dedup == "strict":  # the one that research code has, which chooses other tokens
-            variants["plain torch"] = lambda i, k=visual // 8: baselines.topk_and_sort(scores[i % INPUTS], k)
-            yield "select strict, against topk + sort of all", variants, lambda a, b: a.shape == b.shape
-    for share in (10, 50):
-        indices = torch.randperm(visual, generator=random)[: visual * share // 100].sort().values[None]
-        shapes = [(1, visual, HIDDEN), *[(1, visual, DIM)] * 2, *[(1, KV_HEADS, visual, DIM)] * 2]
-        tensors = [torch.randn(shape, generator=random).bfloat16() for shape in shapes]
-        same = lambda a, b: all(x.equal(y) for x, y in zip(a, b, strict=True))  # noqa: E731
-        yield (
-            f"gather {share} %, bfloat16",
-            {
-                "native": lambda turn, i=indices, t=tensors: ops.gather(i, *t, dims=[1, 1, 1, 2, 2], backend="native"),
-                "plain torch": lambda turn, i=indices, t=tensors: baselines.index_select(i, t, [1, 1, 1, 2, 2]),
-                "reference": lambda turn, i=indices, t=tensors: ops.gather(
-                    i, *t, dims=[1, 1, 1, 2, 2], backend="reference"
-                ),
-            },
-            same,
+    plain: dict[str, Call] = {name: lambda turn, way=way: way() for name, way in prompt.scorers().items()}
+    yield Row(name, ours("native"), plain, ours("reference"), close)
+    given: dict[str, Call] = {
+        name: lambda turn, way=way: way(query, key, lse, ROWS, prompt.columns)
+        for name, way in (
+            ("grouped matmul", baselines.grouped_rows_given_lse),
+            ("a matmul a key head", baselines.rows_by_part_given_lse),
         )
+    }
+    if prompt.dtype != torch.float32:
+        way = baselines.in_float32(baselines.rows_by_part_given_lse)
+        given["a matmul a key head, in float32"] = lambda turn: way(query, key, lse, ROWS, prompt.columns)
+    yield Row(f"{name}, LSE given", ours("native", lse), given, ours("reference", lse), close)
+
+
+def layout(visual: int) -> tuple[int, torch.Tensor, torch.Tensor]:
+    """Segments of four frames: how many, and of every column its segment and position."""
+    frames = visual // CELLS
+    ids = torch.arange(frames).div(4, rounding_mode="floor").repeat_interleave(CELLS)
+    return frames // 4, ids, torch.arange(CELLS).repeat(frames)
+
+
+def stage(prompt: Prompt) -> Row:
+    """Scores, choice and moving together; half of every segment's positions stay."""
+    segments, ids, positions = layout(prompt.visual)
+    each, length = CELLS // 2, prompt.length
+    shapes = [(1, length, HIDDEN), *[(1, length, DIM)] * 2, *[(1, KV_HEADS, length, DIM)] * 2]
+    tensors, dims = [prompt.tensor(*shape) for shape in shapes], [1, 1, 1, 2, 2]
+    chosen, budgets = Stage(1, (each,) * segments, each * segments), torch.full((segments,), each)
+
+    def ours(backend: str) -> Call:
+        return lambda turn: ops.prune(
+            prompt.query, prompt.key, tensors, chosen, dims=dims, segments=ids, positions=positions, budgets=budgets,
+            num_selected=chosen.total, num_positions=CELLS, backend=backend, **prompt.where,
+        )  # fmt: skip
+
+    def plain(score: Callable[[], torch.Tensor]) -> Any:
+        kept = baselines.deduplicate_topk_and_sort(score(), segments, CELLS, each) + BEFORE
+        indices = torch.cat([torch.arange(BEFORE)[None], kept, torch.arange(prompt.start, length)[None]], dim=1)
+        return indices, baselines.index_select(indices, tensors, dims)
+
+    def alike(a: Any, b: Any) -> bool:
+        """Scores of different rounding may rank neighbours differently at the edge of a budget."""
+        return len(set(a[0][0].tolist()) & set(b[0][0].tolist())) >= 0.99 * b[0].numel()
+
+    ways: dict[str, Call] = {name: lambda turn, way=way: plain(way) for name, way in prompt.scorers().items()}
+    return Row(f"stage {str(prompt.dtype)[6:]}, {prompt.visual}", ours("native"), ways, ours("reference"), alike)
+
+
+def select(visual: int) -> Iterator[Row]:
+    """An eighth of the columns; without ties, for which the baselines have no rule."""
+    random = torch.Generator().manual_seed(0)
+    scores = [(torch.rand(1, visual, generator=random).argsort(1) + 1).float() for _ in range(INPUTS)]
+    segments, ids, positions = layout(visual)
+    whole: dict[str, Call] = {
+        name: lambda turn, way=way: way(scores[turn % INPUTS], visual // 8)
+        for name, way in (
+            ("topk + sort", baselines.topk_and_sort),
+            ("argsort + sort", baselines.argsort_and_sort),
+            ("kthvalue + nonzero", baselines.threshold_and_nonzero),
+        )
+    }
+
+    def ours(backend: str, dedup: str, ids: torch.Tensor, count: int) -> Call:
+        budgets = torch.full((1, count), visual // 8 // count)
+        known = {"num_selected": visual // 8 // count * count, "num_positions": CELLS, "dedup": dedup}
+        return lambda turn: ops.select(scores[turn % INPUTS], ids, positions, budgets, backend=backend, **known)
+
+    def best(turn: int) -> torch.Tensor:
+        return baselines.deduplicate_topk_and_sort(scores[turn % INPUTS], segments, CELLS, visual // 8 // segments)
+
+    strict, reference = (ours(backend, "strict", ids, segments) for backend in ("native", "reference"))
+    yield Row(f"select strict, {visual}", strict, {"max + topk + sort": best}, reference, torch.equal)
+    # The one that research code has, which chooses other tokens.
+    shaped = lambda a, b: a.shape == b.shape  # noqa: E731
+    yield Row(f"select strict, {visual}, against any", strict, whole, reference, shaped)
+    off, reference = (ours(backend, "off", torch.zeros_like(ids), 1) for backend in ("native", "reference"))
+    yield Row(f"select off, {visual}", off, whole, reference, torch.equal)
+
+
+def gather(visual: int, share: int) -> Row:
+    """Hidden states, cos, sin and one layer's keys and values, bfloat16."""
+    random = torch.Generator().manual_seed(0)
+    indices = torch.randperm(visual, generator=random)[: visual * share // 100].sort().values[None]
+    shapes = [(1, visual, HIDDEN), *[(1, visual, DIM)] * 2, *[(1, KV_HEADS, visual, DIM)] * 2]
+    tensors, dims = [torch.randn(shape, generator=random).bfloat16() for shape in shapes], [1, 1, 1, 2, 2]
+    ways: dict[str, Call] = {
+        name: lambda turn, way=way: way(indices, tensors, dims)
+        for name, way in (
+            ("index_select", baselines.index_select),
+            ("tensor[:, indices]", baselines.advanced_indexing),
+            ("torch.gather", baselines.gather_each),
+        )
+    }
+
+    def ours(backend: str) -> Call:
+        return lambda turn: ops.gather(indices, *tensors, dims=dims, backend=backend)
+
+    same = lambda a, b: all(x.equal(y) for x, y in zip(a, b, strict=True))  # noqa: E731
+    return Row(f"gather {share} %, {visual}", ours("native"), ways, ours("reference"), same)
+
+
+def rows(visual: int, small: Sequence[int]) -> Iterator[Row]:
+    """The table, from top to bottom."""
+    for dtype in (torch.float32, torch.bfloat16, torch.float16):
+        prompt = Prompt(visual, dtype)
+        yield from column_sums(prompt)
+        if dtype != torch.float16:
+            yield stage(prompt)
+    for columns in small:
+        yield from column_sums(Prompt(columns, torch.float32))
+    for columns in (*small, visual):
+        yield from select(columns)
+    for columns in (*small, visual):
+        yield from (gather(columns, share) for share in (10, 50))
 
 
 def added_memory(run: Callable[[int], Any]) -> int | None:
@@ -147,45 +228,53 @@ def _status(name: str) -> int:
     return int(line.split()[1]) * 1024
 
 
-def medians(native: Callable[[int], Any], other: Callable[[int], Any], rounds: int) -> tuple[float, float]:
+def medians(calls: Sequence[Call], rounds: int, at_least: float = 0.3) -> list[float]:
     """Seconds of each, taken in turns: `rounds`, or more where they are short."""
-    times: tuple[list[float], list[float]] = ([], [])
+    times: list[list[float]] = [[] for _ in calls]
     begin = time.perf_counter()
-    while len(times[0]) < rounds or time.perf_counter() - begin < 0.3:
-        for variant, own in zip((native, other), times, strict=True):
+    while len(times[0]) < rounds or time.perf_counter() - begin < at_least:
+        for call, own in zip(calls, times, strict=True):
             before = time.perf_counter()
-            variant(len(own))
+            call(len(own))
             own.append(time.perf_counter() - before)
-    return statistics.median(times[0]), statistics.median(times[1])
+    return [statistics.median(own) for own in times]
+
+
+def fastest(ways: dict[str, Call]) -> str:
+    """Its name."""
+    return min(zip(medians(list(ways.values()), CANDIDATE_ROUNDS), ways, strict=True))[1]
 
 
 def main() -> int:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--columns", type=int, default=6272, help="visual tokens (default: %(default)s)")
+    parser.add_argument("--small", type=int, nargs="*", default=[784, 1568], help="shorter videos (default: 784 1568)")
     parser.add_argument("--rounds", type=int, default=15, help="turns of each variant, at least (default: %(default)s)")
+    parser.add_argument("--only", default="", help="rows whose name holds this")
     options = parser.parse_args()
     report = backend_report()
     if not report.available["native"]:
         print(f"error: no native backend: {report.reasons['native']}", file=sys.stderr)
         return 2
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, native {report.details['native']}")
-    print(f"{'case':<42} {'native':>11} {'plain torch ÷':>14} {'reference ÷':>12} {'memory':>9}")
-    for name, variants, same in cases(options.columns):
-        results = {variant: run(0) for variant, run in variants.items()}
-        for variant, result in results.items():
-            if not same(result, results["reference"]):
-                print(f"error: {name}: {variant} is wrong", file=sys.stderr)
+    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, native {report.details['native']}\n")
+    print("| | native | plain torch ÷ native | which | reference ÷ native | memory added |\n|---|---|---|---|---|---|")
+    for row in rows(options.columns, options.small):
+        if options.only not in row.name:
+            continue
+        right = row.reference(0)
+        for variant, call in {"native": row.native, **row.torch}.items():
+            if not row.same(call(0), right):
+                print(f"error: {row.name}: {variant} is wrong", file=sys.stderr)
                 return 1
-        del results
-        memory = added_memory(variants["native"])
-        native, plain = medians(variants["native"], variants["plain torch"], options.rounds)
-        again, reference = medians(variants["native"], variants["reference"], options.rounds)
+        del right
+        memory = added_memory(row.native)
+        best = fastest(row.torch)
+        native, plain = medians([row.native, row.torch[best]], options.rounds)
+        again, reference = medians([row.native, row.reference], options.rounds)
         added = "?" if memory is None else f"{memory / 2**20:.1f} MB"
-        print(
-            f"{name:<42} {1e3 * native:>8.3f} ms {plain / native:>12.1f} × {reference / again:>10.1f} × {added:>9}",
-            flush=True,
-        )
+        ratios = f"{plain / native:.1f} × | {best} | {reference / again:.1f} ×"
+        print(f"| {row.name} | {1e3 * native:.3f} ms | {ratios} | {added} |", flush=True)
     return 0
 
 

@@ -27,8 +27,26 @@ def test_scores(attention):
         baselines.text_rows(query, key, ROWS, COLUMNS),
         baselines.grouped_rows(query, key, ROWS, COLUMNS),
         baselines.grouped_rows_given_lse(query, key, lse, ROWS, COLUMNS),
+        baselines.rows_by_part(query, key, ROWS, COLUMNS),
+        baselines.rows_by_part(query, key, ROWS, COLUMNS, heads=1),
+        baselines.rows_by_part(query, key, ROWS, COLUMNS, keys_first=True),
+        baselines.rows_by_part_given_lse(query, key, lse, ROWS, COLUMNS),
     ):
         torch.testing.assert_close(actual, expected)
+    halves = baselines.in_float32(baselines.rows_by_part)(query.half(), key.half(), ROWS, COLUMNS)
+    assert halves.dtype == torch.float32
+    torch.testing.assert_close(halves.double(), expected, rtol=1e-2, atol=1e-4)
+
+
+def test_choices_and_moves():
+    scores = (torch.rand(2, 50, generator=torch.Generator().manual_seed(0)).argsort(1) + 1).float()
+    expected = torch.stack([(row > 50 - 9).nonzero()[:, 0] for row in scores])
+    for choose in (baselines.topk_and_sort, baselines.argsort_and_sort, baselines.threshold_and_nonzero):
+        assert choose(scores, 9).equal(expected)
+    tensors, dims = [torch.randn(1, 50, 3), torch.randn(1, 2, 50)], [1, 2]
+    for move in (baselines.index_select, baselines.advanced_indexing, baselines.gather_each):
+        first, second = move(expected[:1], tensors, dims)
+        assert first.equal(tensors[0][:, expected[0]]) and second.equal(tensors[1][..., expected[0]])
 
 
 def test_segments_of_any_size():

@@ -1,159 +1,271 @@
-// The inner loops of column_sums.h for one set of instructions; included once for each, inside a namespace of its own.
+// The inner loops of attention_tiles.h for one set of instructions; included once for each, inside a namespace of its own.
 //
-// ADATP_WIDTH: floats in a vector register; ADATP_VECTORS: registers side by side that hold one panel of rows.
+// ADATP_WIDTH: floats in a vector register; ADATP_KEYS: keys that are multiplied together with a panel of two registers.
 // ADATP_DOT_BF16: whether pairs of bfloat16 are multiplied as they are.
 //
 // A lane is a row: the maximum, the sum and the LSE of a row never leave their lane, and a key's elements are
-// broadcast from where they lie. Accumulators for KEYS keys × ADATP_VECTORS registers stay in registers.
+// broadcast from where they lie. The ADATP_KEYS × 2 accumulators of a product stay in registers.
 
-constexpr int WIDTH = ADATP_WIDTH, VECTORS = ADATP_VECTORS, ROWS = WIDTH * VECTORS, KEYS = 6;
+constexpr int WIDTH = ADATP_WIDTH, VECTORS = 2, ROWS = WIDTH * VECTORS, KEYS = ADATP_KEYS;
+static_assert(TILE_KEYS % KEYS == 0 && TILE_KEYS % WIDTH == 0);
 
 typedef float Floats __attribute__((vector_size(WIDTH * 4)));
 typedef int32_t Ints __attribute__((vector_size(WIDTH * 4)));
+#define ADATP_INLINE inline __attribute__((always_inline))
 
-inline __attribute__((always_inline)) Floats load(const float* from) {
+ADATP_INLINE Floats load(const float* from) {
   Floats value;
   __builtin_memcpy(&value, from, sizeof(value));
   return value;
 }
 
-inline __attribute__((always_inline)) void store(float* to, Floats value) { __builtin_memcpy(to, &value, sizeof(value)); }
+ADATP_INLINE void store(float* to, Floats value) { __builtin_memcpy(to, &value, sizeof(value)); }
 
-inline __attribute__((always_inline)) Floats splat(float value) { return value - Floats{}; }
+ADATP_INLINE Floats splat(float value) { return value - Floats{}; }
 
-// 2^x with a relative error below 2e-7; 0 below 2^-126, infinity from 2^128 on, NaN for NaN.
-inline __attribute__((always_inline)) Floats exp2(Floats x) {
-  const Floats low = splat(-126.0f), high = splat(128.0f);
-  const Ints tiny = x < low;
-  x = tiny ? low : x;
-  x = x > high ? high : x;
-  const Floats magic = splat(12582912.0f);  // 1.5 · 2^23: a sum with it is rounded to an integer, in its last bits
+// NaN in `a` is lost; in `b` it stays. GCC has to be told the instructions; without a mask it warns of its own headers.
+ADATP_INLINE Floats larger(Floats a, Floats b) {
+#if ADATP_WIDTH == 16
+  return (Floats)_mm512_maskz_max_ps(0xFFFF, (__m512)a, (__m512)b);
+#elif ADATP_WIDTH == 8
+  return (Floats)_mm256_max_ps((__m256)a, (__m256)b);
+#else
+  return a > b ? a : b;
+#endif
+}
+
+ADATP_INLINE Floats smaller(Floats a, Floats b) {
+#if ADATP_WIDTH == 16
+  return (Floats)_mm512_maskz_min_ps(0xFFFF, (__m512)a, (__m512)b);
+#elif ADATP_WIDTH == 8
+  return (Floats)_mm256_min_ps((__m256)a, (__m256)b);
+#else
+  return a < b ? a : b;
+#endif
+}
+
+// `value` where `lanes` is −1, and 0 where it is 0, whatever the value.
+ADATP_INLINE Floats only(Ints lanes, Floats value) {
+  Ints bits;
+  __builtin_memcpy(&bits, &value, sizeof(bits));
+  bits &= lanes;
+  __builtin_memcpy(&value, &bits, sizeof(bits));
+  return value;
+}
+
+// 2^x with a relative error below 2e-7; 0 below 2^-127, infinity from 2^128 on, NaN for NaN.
+ADATP_INLINE Floats exp2(Floats x) {
+  x = smaller(splat(128.0f), larger(splat(-127.0f), x));
+  // 1.5 · 2^23 and a float's exponent of 1: a sum with it is rounded to an integer, and ends in the bits of the exponent.
+  const Floats magic = splat(12582912.0f + 127.0f);
   const Floats shifted = x + magic;
   const Floats r = x - (shifted - magic);  // [-0.5, 0.5]
-  // The degree-6 polynomial with constant 1 of least relative error on that interval, 2e-9 before rounding.
-  Floats p = splat(0.00015353362f);
-  p = p * r + 0.0013398875f;
-  p = p * r + 0.009618437f;
-  p = p * r + 0.055503325f;
-  p = p * r + 0.24022648f;
-  p = p * r + 0.6931472f;
+  // The degree-5 polynomial with constant 1 of least relative error on that interval, 9e-8 before rounding.
+  Floats p = splat(0.0013264727f);
+  p = p * r + 0.009671513f;
+  p = p * r + 0.055507336f;
+  p = p * r + 0.24022242f;
+  p = p * r + 0.693147f;
   p = p * r + 1.0f;
   Ints bits;
   __builtin_memcpy(&bits, &shifted, sizeof(bits));
-  bits = (bits - 0x4B400000 + 127) << 23;
+  bits <<= 23;  // 0 for 2^-127, and infinity for 2^128
   Floats power;
   __builtin_memcpy(&power, &bits, sizeof(power));
-  p *= power;  // not by adding exponents, so that NaN stays NaN
-  return tiny ? Floats{} : p;
+  return p * power;  // not by adding exponents, so that NaN stays NaN
 }
 
-// scores[k][v] = Σ_d panel[d][v] · keys[k][d], in float32. A function of its own: inlined, it would share the registers
-// with what its caller keeps there, and accumulators would go to memory.
-__attribute__((noinline)) void multiply(
-    const float* panel, const float* const (&keys)[KEYS], int64_t dim, Floats (&scores)[KEYS][VECTORS]) {
-  Floats sums[KEYS][VECTORS] = {};
-  for (int64_t d = 0; d < dim; ++d, panel += ROWS) {
-    Floats rows[VECTORS];
-    for (int v = 0; v < VECTORS; ++v) rows[v] = load(panel + v * WIDTH);
-    for (int k = 0; k < KEYS; ++k) {
-      const Floats key = splat(keys[k][d]);
-      for (int v = 0; v < VECTORS; ++v) sums[k][v] += rows[v] * key;
-    }
+// What is subtracted from scores of which `top` is the largest: it, but finite, so that ∞ − ∞ does not become NaN.
+ADATP_INLINE Floats shift_for(Floats top) {
+  return smaller(splat(__FLT_MAX__), larger(splat(-__FLT_MAX__), top));
+}
+
+// Asks for a cache line of each of the keys that come next, while these are multiplied.
+template <int COUNT, class Element>
+ADATP_INLINE void prefetch(const Element* keys, int64_t stride) {
+#pragma GCC unroll 12
+  for (int k = 0; k < COUNT; ++k) __builtin_prefetch(keys + (COUNT + k) * stride);
+}
+
+// sums[k] += panel[d] · keys[k][d], for one d and COUNT keys.
+template <int COUNT>
+ADATP_INLINE void multiply_add(const float* panel, const float* keys, int64_t stride, Floats (&sums)[COUNT][VECTORS]) {
+  Floats rows[VECTORS];
+  for (int v = 0; v < VECTORS; ++v) rows[v] = load(panel + v * WIDTH);
+#pragma GCC unroll 12
+  for (int k = 0; k < COUNT; ++k) {
+    const Floats key = splat(keys[k * stride]);
+    for (int v = 0; v < VECTORS; ++v) sums[k][v] += rows[v] * key;
   }
-  for (int k = 0; k < KEYS; ++k)
-    for (int v = 0; v < VECTORS; ++v) scores[k][v] = sums[k][v];
 }
 
 #if ADATP_DOT_BF16
-// As above for pairs of bfloat16: panel [dim / 2][ROWS][2].
-__attribute__((noinline)) void multiply(
-    const uint16_t* panel, const uint16_t* const (&keys)[KEYS], int64_t dim, Floats (&scores)[KEYS][VECTORS]) {
-  Floats sums[KEYS][VECTORS] = {};
-  for (int64_t d = 0; d < dim; d += 2, panel += 2 * ROWS) {
-    __m512i rows[VECTORS];
-    for (int v = 0; v < VECTORS; ++v) rows[v] = _mm512_loadu_si512(panel + 2 * v * WIDTH);
-    for (int k = 0; k < KEYS; ++k) {
-      int32_t pair;
-      __builtin_memcpy(&pair, keys[k] + d, 4);
-      const __m512bh key = (__m512bh)_mm512_set1_epi32(pair);
-      for (int v = 0; v < VECTORS; ++v)
-        sums[k][v] = (Floats)_mm512_dpbf16_ps((__m512)sums[k][v], (__m512bh)rows[v], key);
-    }
+// As above for a pair of bfloat16: panel [ROWS][2].
+template <int COUNT>
+ADATP_INLINE void multiply_add(
+    const uint16_t* panel, const uint16_t* keys, int64_t stride, Floats (&sums)[COUNT][VECTORS]) {
+  __m512i rows[VECTORS];
+  for (int v = 0; v < VECTORS; ++v) rows[v] = _mm512_loadu_si512(panel + 2 * v * WIDTH);
+#pragma GCC unroll 12
+  for (int k = 0; k < COUNT; ++k) {
+    int32_t pair;
+    __builtin_memcpy(&pair, keys + k * stride, 4);
+    const __m512bh key = (__m512bh)_mm512_set1_epi32(pair);
+    for (int v = 0; v < VECTORS; ++v)
+      sums[k][v] = (Floats)_mm512_dpbf16_ps((__m512)sums[k][v], (__m512bh)rows[v], key);
   }
-  for (int k = 0; k < KEYS; ++k)
-    for (int v = 0; v < VECTORS; ++v) scores[k][v] = sums[k][v];
 }
 #endif
 
-// The scores of KEYS keys from number `first` on, masked and in base 2. Beyond the tile's end the last key is repeated.
-template <class Element>
-inline __attribute__((always_inline)) void scores_of(
-    const KeyTile& tile, const Panel& panel, int64_t first, Floats (&scores)[KEYS][VECTORS]) {
-  const Element* keys[KEYS];
-  for (int k = 0; k < KEYS; ++k) {
-    const int64_t key = first + k < tile.count ? first + k : tile.count - 1;
-    keys[k] = static_cast<const Element*>(tile.keys) + key * tile.stride;
+// scores[k][row] = scale · Σ_d panel[d][row] · keys[k][d], in float32, for COUNT keys.
+template <int COUNT, class Element>
+__attribute__((noinline)) void multiply(
+    const Element* panel, const Element* keys, int64_t stride, int64_t dim, float scale, float* scores) {
+  constexpr int64_t STEP = 4 / sizeof(Element), LINE = 64 / sizeof(Element);
+  Floats sums[COUNT][VECTORS] = {};
+  for (int64_t d = 0; d < dim;) {
+    prefetch<COUNT>(keys + d, stride);
+    for (const int64_t end = d + LINE < dim ? d + LINE : dim; d < end; d += STEP, panel += STEP * ROWS)
+      multiply_add(panel, keys + d, stride, sums);
   }
-  multiply(static_cast<const Element*>(panel.rows), keys, tile.dim, scores);
-  for (int k = 0; k < KEYS; ++k) {
-    const bool hidden = first + k >= tile.count || (tile.mask && !tile.mask[(first + k) * tile.mask_stride]);
-    const int64_t column = tile.first + first + k;
+#pragma GCC unroll 12
+  for (int k = 0; k < COUNT; ++k)
+    for (int v = 0; v < VECTORS; ++v) store(scores + k * ROWS + v * WIDTH, sums[k][v] * scale);
+}
+
+// The scores [count][ROWS] of a tile's keys, in base 2; −∞ where a row doesn't see a key.
+template <class Element>
+ADATP_INLINE void scores_of(const KeyTile& tile, const Panel& panel, float* scores) {
+  const Element *rows = static_cast<const Element*>(panel.rows), *keys = static_cast<const Element*>(tile.keys);
+  int64_t k = 0;
+  for (; k + KEYS <= tile.count; k += KEYS)
+    multiply<KEYS>(rows, keys + k * tile.stride, tile.stride, tile.dim, tile.scale_log2, scores + k * ROWS);
+  for (; k < tile.count; ++k)
+    multiply<1>(rows, keys + k * tile.stride, tile.stride, tile.dim, tile.scale_log2, scores + k * ROWS);
+  if (!tile.mask && tile.first + tile.count <= tile.origin + 1) return;
+  for (k = 0; k < tile.count; ++k) {
+    const bool hidden = tile.mask && !tile.mask[k * tile.mask_stride];
+    const int64_t column = tile.first + k;
+    if (!hidden && column <= tile.origin) continue;
     for (int v = 0; v < VECTORS; ++v) {
-      scores[k][v] *= tile.scale_log2;
-      if (hidden) {
-        scores[k][v] = splat(-__builtin_inff());
-      } else if (column > tile.origin) {
-        Ints seen;
-        __builtin_memcpy(&seen, panel.last_seen + v * WIDTH, sizeof(seen));
-        scores[k][v] = int32_t(column - tile.origin) <= seen ? scores[k][v] : splat(-__builtin_inff());
-      }
+      float* own = scores + k * ROWS + v * WIDTH;
+      Ints seen;
+      __builtin_memcpy(&seen, panel.last_seen + v * WIDTH, sizeof(seen));
+      const bool any = !hidden;
+      const Ints visible = any ? Ints(int32_t(column - tile.origin) <= seen) : Ints{};
+      store(own, visible ? load(own) : splat(-__builtin_inff()));
     }
   }
 }
 
-// Takes a tile of keys into the running maximum and sum, [ROWS] each and in base 2, of a panel's rows.
+// Takes a tile of keys into the running maximum and sum, [ROWS] each and in base 2, of a panel's rows. Leaves behind what
+// was summed up, numerators[k][row] = 2^(score − shift[row]), and the shift, which is that maximum made finite.
 template <class Element>
-void update_lse(const KeyTile& tile, const Panel& panel, float* maximum, float* sum) {
-  alignas(64) float scores[TILE_KEYS * ROWS];
-  Floats top[VECTORS], total[VECTORS], shift[VECTORS];
+void update_lse(const KeyTile& tile, const Panel& panel, float* maximum, float* sum, float* numerators, float* shift) {
+  scores_of<Element>(tile, panel, numerators);
+  Floats top[VECTORS], total[VECTORS], shifts[VECTORS];
   for (int v = 0; v < VECTORS; ++v) top[v] = load(maximum + v * WIDTH);
-  for (int64_t first = 0; first < tile.count; first += KEYS) {
-    Floats block[KEYS][VECTORS];
-    scores_of<Element>(tile, panel, first, block);
-    for (int k = 0; k < KEYS; ++k)
-      for (int v = 0; v < VECTORS; ++v) {
-        top[v] = (block[k][v] <= top[v]) ? top[v] : block[k][v];
-        store(scores + (first + k) * ROWS + v * WIDTH, block[k][v]);
-      }
-  }
+  for (int64_t k = 0; k < tile.count; ++k)
+    for (int v = 0; v < VECTORS; ++v) top[v] = larger(load(numerators + k * ROWS + v * WIDTH), top[v]);
   for (int v = 0; v < VECTORS; ++v) {
-    // Of a row that has seen nothing yet the maximum is −∞, and +∞ is possible, too; ∞ − ∞ must not become NaN.
-    shift[v] = ((top[v] == splat(-__builtin_inff())) | (top[v] == splat(__builtin_inff()))) ? Floats{} : top[v];
-    total[v] = load(sum + v * WIDTH) * exp2(load(maximum + v * WIDTH) - shift[v]);
+    shifts[v] = shift_for(top[v]);
+    total[v] = load(sum + v * WIDTH) * exp2(shift_for(load(maximum + v * WIDTH)) - shifts[v]);
   }
-  const int64_t padded = (tile.count + KEYS - 1) / KEYS * KEYS;
-  for (int64_t k = 0; k < padded; ++k)
-    for (int v = 0; v < VECTORS; ++v) total[v] += exp2(load(scores + k * ROWS + v * WIDTH) - shift[v]);
+  for (int64_t k = 0; k < tile.count; ++k)
+    for (int v = 0; v < VECTORS; ++v) {
+      float* own = numerators + k * ROWS + v * WIDTH;
+      const Floats numerator = exp2(load(own) - shifts[v]);
+      total[v] += numerator;
+      store(own, numerator);
+    }
   for (int v = 0; v < VECTORS; ++v) {
     store(maximum + v * WIDTH, top[v]);
     store(sum + v * WIDTH, total[v]);
+    store(shift + v * WIDTH, shifts[v]);
   }
 }
 
-// Adds to sums [TILE_KEYS][WIDTH], lane by lane, the probabilities of a tile's keys over a panel's rows.
+// The base-2 LSE of a panel's rows from maxima and sums of `parts` parts of the keys, a part every `stride` floats.
+void lse_of_parts(const float* maxima, const float* sums, int64_t parts, int64_t stride, float* lse) {
+  for (int v = 0; v < VECTORS; ++v, maxima += WIDTH, sums += WIDTH, lse += WIDTH) {
+    Floats top = splat(-__builtin_inff()), total = {};
+    for (int64_t part = 0; part < parts; ++part) top = larger(load(maxima + part * stride), top);
+    const Floats shift = shift_for(top);
+    for (int64_t part = 0; part < parts; ++part)
+      total += load(sums + part * stride) * exp2(shift_for(load(maxima + part * stride)) - shift);
+    for (int lane = 0; lane < WIDTH; ++lane) lse[lane] = shift[lane] + __builtin_log2f(total[lane]);
+  }
+}
+
+// Adds to lanes [count][WIDTH] the probabilities of a tile's keys over a panel's rows; `lse` [ROWS] is in base 2, and −∞
+// for a row that does not count.
 template <class Element>
-void add_probabilities(const KeyTile& tile, const Panel& panel, float* sums) {
-  for (int64_t first = 0; first < tile.count; first += KEYS) {
-    Floats block[KEYS][VECTORS];
-    scores_of<Element>(tile, panel, first, block);
-    for (int k = 0; k < KEYS; ++k) {
-      Floats sum = load(sums + (first + k) * WIDTH);
-      for (int v = 0; v < VECTORS; ++v) {
-        const Floats lse = load(panel.lse + v * WIDTH);
-        sum += lse == splat(-__builtin_inff()) ? Floats{} : exp2(block[k][v] - lse);
-      }
-      store(sums + (first + k) * WIDTH, sum);
+void add_probabilities(const KeyTile& tile, const Panel& panel, const float* lse, float* lanes) {
+  alignas(64) float scores[TILE_KEYS * ROWS];
+  scores_of<Element>(tile, panel, scores);
+  Floats own[VECTORS];
+  Ints counts[VECTORS];
+  for (int v = 0; v < VECTORS; ++v) {
+    own[v] = load(lse + v * WIDTH);
+    counts[v] = own[v] != splat(-__builtin_inff());
+  }
+  for (int64_t k = 0; k < tile.count; ++k) {
+    Floats sum = load(lanes + k * WIDTH);
+    for (int v = 0; v < VECTORS; ++v) sum += only(counts[v], exp2(load(scores + k * ROWS + v * WIDTH) - own[v]));
+    store(lanes + k * WIDTH, sum);
+  }
+}
+
+// Of vectors that hold WIDTH / SIZE keys, SIZE lanes each, one that holds twice as many with half the lanes.
+template <int SIZE, size_t... LANE>
+ADATP_INLINE Floats fold(Floats first, Floats second, std::index_sequence<LANE...>) {
+  constexpr auto source = [](size_t lane) { return lane / (SIZE / 2) * SIZE + lane % (SIZE / 2); };
+#if __has_builtin(__builtin_shufflevector)
+  return __builtin_shufflevector(first, second, source(LANE)...) +
+         __builtin_shufflevector(first, second, source(LANE) + SIZE / 2 ...);
+#else  // GCC before 12
+  return __builtin_shuffle(first, second, Ints{int32_t(source(LANE))...}) +
+         __builtin_shuffle(first, second, Ints{int32_t(source(LANE) + SIZE / 2)...});
+#endif
+}
+
+// The sums of COUNT vectors' lanes, one after the other, WIDTH / COUNT lanes each.
+template <int COUNT>
+ADATP_INLINE Floats folded(const Floats* vectors) {
+  if constexpr (COUNT == 1)
+    return vectors[0];
+  else
+    return fold<2 * WIDTH / COUNT>(folded<COUNT / 2>(vectors), folded<COUNT / 2>(vectors + COUNT / 2),
+                                   std::make_index_sequence<WIDTH>());
+}
+
+// sums[k] = the sum of lanes [count][WIDTH], which may be read, and the sums written, up to the next multiple of WIDTH.
+void sum_lanes(const float* lanes, int64_t count, float* sums) {
+  for (int64_t first = 0; first < count; first += WIDTH) {
+    Floats own[WIDTH];
+    for (int k = 0; k < WIDTH; ++k) own[k] = load(lanes + (first + k) * WIDTH);
+    store(sums + first, folded<WIDTH>(own));
+  }
+}
+
+// sums[k] = Σ_row numerators[k][row] · 2^(shift[row] − lse[row]): the probabilities of keys over a panel's rows. Up to the
+// next multiple of WIDTH numerators may be read, and sums written. `lse` is in base 2, and −∞ for a row that does not count.
+void sum_numerators(const float* numerators, int64_t count, const float* shift, const float* lse, float* sums) {
+  Floats weights[VECTORS];
+  Ints counts[VECTORS];
+  for (int v = 0; v < VECTORS; ++v) {
+    const Floats own = load(lse + v * WIDTH);
+    counts[v] = own != splat(-__builtin_inff());
+    weights[v] = exp2(load(shift + v * WIDTH) - own);
+  }
+  for (int64_t first = 0; first < count; first += WIDTH) {
+    Floats own[WIDTH];
+    for (int k = 0; k < WIDTH; ++k) {
+      own[k] = Floats{};
+      for (int v = 0; v < VECTORS; ++v)
+        own[k] += only(counts[v], load(numerators + (first + k) * ROWS + v * WIDTH) * weights[v]);
     }
+    store(sums + first, folded<WIDTH>(own));
   }
 }
 
@@ -161,24 +273,26 @@ void add_probabilities(const KeyTile& tile, const Panel& panel, float* sums) {
 void widen(const void* keys, DType dtype, int64_t count, int64_t dim, int64_t key_stride, int64_t stride, float* wide) {
   for (int64_t k = 0; k < count; ++k, wide += dim) {
     const uint16_t* key = static_cast<const uint16_t*>(keys) + k * key_stride;
-    if (dtype == DType::bfloat16)
-      for (int64_t d = 0; d < dim; ++d) wide[d] = bfloat16_to_float(key[d * stride]);
-    else if (stride == 1)
-      for (int64_t d = 0; d < dim; ++d) wide[d] = float16_to_float(key[d]);
+    int64_t d = 0;
+    if (dtype == DType::bfloat16) {
+      for (; d < dim; ++d) wide[d] = bfloat16_to_float(key[d * stride]);
+      continue;
+    }
+#if ADATP_WIDTH == 16
+    if (stride == 1)
+      for (; d + WIDTH <= dim; d += WIDTH)
+        store(wide + d, (Floats)_mm512_maskz_cvtph_ps(0xFFFF, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(key + d))));
+#endif
+    if (stride == 1)
+      for (; d < dim; ++d) wide[d] = float16_to_float(key[d]);
     else
-      for (int64_t d = 0; d < dim; ++d) wide[d] = float16_to_float(key[d * stride]);
+      for (; d < dim; ++d) wide[d] = float16_to_float(key[d * stride]);
   }
 }
 
-inline const TileKernels& kernels() {
-  static const TileKernels table = {
-      ROWS, WIDTH, ADATP_DOT_BF16 != 0, widen,
-      update_lse<float>, add_probabilities<float>,
-#if ADATP_DOT_BF16
-      update_lse<uint16_t>, add_probabilities<uint16_t>,
-#else
-      nullptr, nullptr,
-#endif
-  };
-  return table;
+template <class Element>
+TileKernels kernels() {
+  return {ROWS, WIDTH, sizeof(Element) == 2, update_lse<Element>, add_probabilities<Element>, sum_lanes, sum_numerators,
+          lse_of_parts, widen};
 }
+#undef ADATP_INLINE
