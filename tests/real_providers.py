@@ -1,11 +1,12 @@
 """Compare what `adatp_kernels/attention` takes for granted of other packages with their own sources; run by hand, outside CI.
 
-    python tests/real_providers.py [--flash-attention CHECKOUT]
+    python tests/real_providers.py [--flash-attention CHECKOUT] [--dependencies]
 
 Downloads flash-attn, flash-attn-4 and flashinfer-python (with pip, as it is set up here; nothing is compiled, no GPU is needed) and
 reads their functions' parameters, what they return, which head dims they refuse, and how their LSE is laid out. Then the real packages
 are imported with the compiled modules they need replaced by empty ones, and asked what `adatp_kernels` would ask. FlashAttention 3 with a
-flag for the LSE is on no registry: name a checkout of its repository for that.
+flag for the LSE is on no registry: name a checkout of its repository for that. With --dependencies, flash-attn-4 and flashinfer-python
+are installed with all they need (1.4 GB), into a folder of their own beside this Python's PyTorch, and imported unchanged.
 """
 
 from __future__ import annotations
@@ -15,8 +16,10 @@ import ast
 import os
 import subprocess
 import sys
+import sysconfig
 import tarfile
 import tempfile
+import venv
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -35,13 +38,16 @@ for version, module in flash_attn.MODULES.items():
     for packed in (False, True):
         found = flash_attn.function(module, packed)
         print(f"{version} {'varlen' if packed else 'dense'}:", found if isinstance(found, str) else f"takes {list(found.keywords)}")
+from adatp_kernels.attention import flashinfer
+found = flashinfer.wrapper()
+print("flashinfer:", found if isinstance(found, str) else found.__name__)
 """
 
 
-def pip(*arguments: str) -> None:
+def pip(*arguments: str, python: str = sys.executable) -> None:
     """Run pip; flash-attn's setup.py must not compile to say its name."""
     environment = {**os.environ, "FLASH_ATTENTION_SKIP_CUDA_BUILD": "TRUE"}
-    command = [sys.executable, "-m", "pip", "--quiet", "--disable-pip-version-check", *arguments]
+    command = [python, "-m", "pip", "--quiet", "--disable-pip-version-check", *arguments]
     subprocess.run(command, check=True, env=environment)
 
 
@@ -84,11 +90,32 @@ class Comparison:
         self.say(what, not missing, f"{path.name} lacks {missing}")
 
 
-def ask(what: str, expected: dict[str, str], comparison: Comparison, empty: str, *folders: Path) -> None:
+def beside_this_python(folder: Path, *packages: str) -> str:
+    """A Python with these packages, and all that this one has."""
+    venv.create(folder, with_pip=True)
+    python = str(folder / "bin/python")
+    site = Path(
+        subprocess.check_output(
+            [python, "-c", "import sysconfig; print(sysconfig.get_path('purelib'))"], text=True
+        ).strip()
+    )
+    (site / "beside.pth").write_text(sysconfig.get_path("purelib"))
+    pip("install", *packages, python=python)
+    return python
+
+
+def ask(
+    what: str,
+    expected: dict[str, str],
+    comparison: Comparison,
+    empty: str,
+    *folders: Path,
+    python: str = sys.executable,
+) -> None:
     """What `adatp_kernels` finds with `folders` on the path; `expected` are the beginnings of its words."""
     root = Path(__file__).resolve().parents[1]
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(map(str, (root, *folders)))}
-    command = [sys.executable, "-c", ASK, empty]
+    command = [python, "-c", ASK, empty]
     done = subprocess.run(command, env=environment, capture_output=True, text=True)
     seen = dict(line.split(": ", 1) for line in done.stdout.splitlines() if ": " in line)
     for key, beginning in expected.items():
@@ -101,6 +128,9 @@ def main(arguments: list[str] | None = None) -> int:
     """Print every comparison; 1 if one is otherwise."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--flash-attention", type=Path, help="a checkout of FlashAttention's repository, for version 3")
+    parser.add_argument(
+        "--dependencies", action="store_true", help="import flash-attn-4 and flashinfer-python as they are"
+    )
     options = parser.parse_args(arguments)
     comparison = Comparison()
     with tempfile.TemporaryDirectory() as scratch:
@@ -170,6 +200,17 @@ def main(arguments: list[str] | None = None) -> int:
             ask(
                 "FlashAttention 3 of the checkout", {"3 dense": "takes ['return_attn_probs']"}, comparison,
                 "flash_attn_3,flash_attn_3._C", options.flash_attention / "hopper",
+            )  # fmt: skip
+        if options.dependencies:
+            ask(
+                "flash-attn-4 and flashinfer-python",
+                {
+                    "2 dense": "the module flash_attn has no flash_attn_func",
+                    "4 dense": "takes ['return_lse']",
+                    "4 varlen": "takes ['return_lse']",
+                    "flashinfer": WRAPPER,
+                },
+                comparison, "", python=beside_this_python(folder / "beside", FLASH_ATTN_4, FLASHINFER_PYTHON),
             )  # fmt: skip
     return int(comparison.failed)
 

@@ -25,6 +25,10 @@ class Kind(NamedTuple):
     masked: bool
 
 
+# device, dtype, head dim, query heads, key heads, and the last four of a kind
+Traits = tuple[torch.device, torch.dtype, int, int, int, bool, bool, bool, bool]
+
+
 class Call(NamedTuple):
     """A dense call, as `flash_attention` makes it."""
 
@@ -41,14 +45,13 @@ class Call(NamedTuple):
         return self.key.shape[2] - self.query.shape[2]
 
     @property
-    def kind(self) -> Kind:
-        """What the choice of a provider depends on."""
-        _, heads, rows, dim = self.query.shape
-        _, kv_heads, columns, _ = self.key.shape
-        single = rows == 1
-        return Kind(
-            *hardware(self.query.device), self.query.dtype, dim, heads // kv_heads, self.causal and not single,
-            rows == columns, single, self.mask is not None,
+    def traits(self) -> Traits:
+        """What `kind_of` looks at."""
+        query, key = self.query, self.key
+        _, heads, rows, dim = query.shape
+        _, kv_heads, columns, _ = key.shape
+        return (
+            query.device, query.dtype, dim, heads, kv_heads, self.causal, rows == columns, rows == 1, self.mask is not None
         )  # fmt: skip
 
 
@@ -66,11 +69,18 @@ class PackedCall(NamedTuple):
     scale: float
 
     @property
-    def kind(self) -> Kind:
-        """What the choice of a provider depends on."""
+    def traits(self) -> Traits:
+        """What `kind_of` looks at."""
         _, heads, dim = self.query.shape
-        group = heads // self.key.shape[1]
-        return Kind(*hardware(self.query.device), self.query.dtype, dim, group, self.causal, False, False, False)
+        return (
+            self.query.device, self.query.dtype, dim, heads, self.key.shape[1], self.causal, False, False, False
+        )  # fmt: skip
+
+
+def kind_of(traits: Traits) -> Kind:
+    """The kind of a call. Its traits alone are a key that costs half as much."""
+    device, dtype, head_dim, heads, kv_heads, causal, square, single, masked = traits
+    return Kind(*hardware(device), dtype, head_dim, heads // kv_heads, causal and not single, square, single, masked)
 
 
 def hardware(device: torch.device) -> tuple[str, tuple[int, int]]:
@@ -88,6 +98,11 @@ def refuses_half_kernels(kind: Kind) -> str | None:
     if kind.head_dim % 8 or kind.head_dim > 256:
         return f"on CUDA the head dim must be a multiple of 8 up to 256, not {kind.head_dim}"
     return None
+
+
+def without_plus_infinity(lse: Tensor) -> Tensor:
+    """−inf for a row that sees nothing, where FlashAttention 2 says +inf."""
+    return lse.masked_fill(lse == float("inf"), float("-inf"))
 
 
 def check_result(out: Tensor, lse: Tensor, out_shape: torch.Size, lse_shape: tuple[int, ...]) -> None:

@@ -14,8 +14,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adatp_kernels.attention.call import Call, Kind, PackedCall, check_result, refuses_half_kernels
-from adatp_kernels.attention.reference import NEG_INF
+from adatp_kernels.attention.call import (
+    Call,
+    Kind,
+    PackedCall,
+    check_result,
+    refuses_half_kernels,
+    without_plus_infinity,
+)
 
 # flash-attn-4 alone makes a namespace package of flash_attn, and the wheel of flash-attn 2.8 has a flash_attn.cute, too.
 MODULES = {2: "flash_attn", 3: "flash_attn_interface", 4: "flash_attn.cute"}
@@ -69,7 +75,7 @@ def run(module: str, call: Call) -> tuple[Tensor, Tensor]:
     with torch.cuda.device_of(call.query):  # version 4 launches on the current device
         out, lse, *_ = function(module, False)(*tokens_first, softmax_scale=call.scale, causal=call.causal)
     check_result(out, lse, tokens_first[0].shape, call.query.shape[:3])
-    return out.transpose(1, 2), _natural(lse)
+    return out.transpose(1, 2), without_plus_infinity(lse) if call.causal and call.offset < 0 else lse
 
 
 def run_packed(module: str, call: PackedCall) -> tuple[Tensor, Tensor]:
@@ -89,9 +95,4 @@ def run_packed(module: str, call: PackedCall) -> tuple[Tensor, Tensor]:
     check_result(
         out, lse, call.query.shape, tuple(call.query.shape[1::-1])
     )  # before 2.7 it was padded, [B, Hq, max_seqlen]
-    return out, _natural(lse)
-
-
-def _natural(lse: Tensor) -> Tensor:
-    """Version 2 says +inf for a row that sees nothing."""
-    return lse.masked_fill(lse == float("inf"), NEG_INF)
+    return out, without_plus_infinity(lse)

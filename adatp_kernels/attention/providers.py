@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from adatp_kernels.attention import flash_attn, flashinfer, reference, torch_operators
-from adatp_kernels.attention.call import Call, Kind, PackedCall
+from adatp_kernels.attention.call import Call, Kind, PackedCall, Traits, kind_of
 
 
 class Candidate(NamedTuple):
@@ -32,7 +32,7 @@ class Providers:
     def __init__(self, *candidates: Candidate) -> None:
         self.candidates = candidates
         self.names = ("auto", *dict.fromkeys(candidate.provider for candidate in candidates))
-        self._able: dict[tuple[str, Kind], tuple[Candidate, ...]] = {}
+        self._able: dict[tuple[str, Traits], tuple[Candidate, ...]] = {}
 
     def run(self, name: str, call: Call | PackedCall) -> tuple[Tensor, Tensor]:
         """Run `call` by the provider of that name, or by the first that can for ``"auto"``.
@@ -43,8 +43,8 @@ class Providers:
             If the named provider cannot; the message says why.
         """
         if torch.compiler.is_compiling():  # what is traced remembers nothing, and catches nothing
-            return self._consider(name, call.kind)[0].run(call)
-        key = (name, call.kind)
+            return self._consider(name, call.traits)[0].run(call)
+        key = (name, call.traits)
         able = self._able.get(key)
         if able is None:
             able = self._able[key] = self._consider(*key)
@@ -58,7 +58,8 @@ class Providers:
                     raise RuntimeError(f"provider: {name!r} cannot run this call: {_said(error)}") from error
             able = self._able[key] = able[1:]
 
-    def _consider(self, name: str, kind: Kind) -> tuple[Candidate, ...]:
+    def _consider(self, name: str, traits: Traits) -> tuple[Candidate, ...]:
+        kind = kind_of(traits)
         chosen = [candidate for candidate in self.candidates if name in ("auto", candidate.provider)]
         reasons = [candidate.refuses(kind) for candidate in chosen]
         able = tuple(candidate for candidate, reason in zip(chosen, reasons, strict=True) if reason is None)

@@ -11,7 +11,15 @@ import torch
 from torch import Tensor
 
 from adatp_kernels.attention import reference
-from adatp_kernels.attention.call import HALF, Call, Kind, PackedCall, hardware, refuses_half_kernels
+from adatp_kernels.attention.call import (
+    HALF,
+    Call,
+    Kind,
+    PackedCall,
+    hardware,
+    refuses_half_kernels,
+    without_plus_infinity,
+)
 from adatp_kernels.attention.reference import NEG_INF
 
 _LOWER_RIGHT = 2  # torch.nn.attention.bias.CausalVariant.LOWER_RIGHT; 0 is no causal mask
@@ -37,7 +45,7 @@ def run_flash(call: Call) -> tuple[Tensor, Tensor]:
     out, lse, *_ = torch.ops.aten._scaled_dot_product_flash_attention(
         *_dense_rows(call.query, call.key, call.value), 0.0, causal, False, scale=call.scale
     )
-    return out, lse.masked_fill(lse == float("inf"), NEG_INF)  # FlashAttention's LSE of a row that sees nothing
+    return out, without_plus_infinity(lse) if causal and call.offset < 0 else lse
 
 
 def _run_flash_on_cpu(call: Call, causal: bool) -> tuple[Tensor, Tensor]:
@@ -127,7 +135,7 @@ def run_packed(call: PackedCall) -> tuple[Tensor, Tensor]:
         *_dense_rows(call.query, call.key, call.value), call.cu_seqlens_q, call.cu_seqlens_k,
         call.max_seqlen_q, call.max_seqlen_k, 0.0, call.causal, False, scale=call.scale,
     )  # fmt: skip
-    return out, lse.masked_fill(lse == float("inf"), NEG_INF)
+    return out, without_plus_infinity(lse)
 
 
 def refuses_each_sequence(kind: Kind) -> str | None:
