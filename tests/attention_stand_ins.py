@@ -48,6 +48,19 @@ class Machine:
     arguments: list = []  # noqa: RUF012
 
 
+class StandIn:
+    """What is called instead of an operator; of everything else, such as its overloads, it is the operator."""
+
+    def __init__(self, name):
+        self.name = name
+
+    def __call__(self, *args, **kwargs):
+        return globals()[self.name](*args, **kwargs)
+
+    def __getattr__(self, attribute):
+        return getattr(_REAL[self.name], attribute)
+
+
 @contextmanager
 def machine(monkeypatch, folder, *, capability, packages="none", cutlass=False, with_flashinfer=False):
     """CPU tensors pass for CUDA tensors of this `capability`, and `packages` are installed in `folder`."""
@@ -59,7 +72,7 @@ def machine(monkeypatch, folder, *, capability, packages="none", cutlass=False, 
     monkeypatch.setattr(Machine, "ran", [])
     monkeypatch.setattr(Machine, "arguments", [])
     for name in _REAL:
-        monkeypatch.setattr(torch.ops.aten, name, globals()[name])
+        monkeypatch.setattr(torch.ops.aten, name, StandIn(name))
     _forget()
     try:
         yield Machine

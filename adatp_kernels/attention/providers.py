@@ -32,7 +32,7 @@ class Providers:
     def __init__(self, *candidates: Candidate) -> None:
         self.candidates = candidates
         self.names = ("auto", *dict.fromkeys(candidate.provider for candidate in candidates))
-        self._able: dict[tuple[str, Traits], tuple[Candidate, ...]] = {}
+        self._chosen: dict[tuple[str, Traits], int] = {}
 
     def run(self, name: str, call: Call | PackedCall) -> tuple[Tensor, Tensor]:
         """Run `call` by the provider of that name, or by the first that can for ``"auto"``.
@@ -43,34 +43,44 @@ class Providers:
             If the named provider cannot; the message says why.
         """
         if torch.compiler.is_compiling():  # what is traced remembers nothing, and catches nothing
-            return self._consider(name, call.traits)[0].run(call)
+            return self.candidates[self._first(name, call.traits)].run(call)
         key = (name, call.traits)
-        able = self._able.get(key)
-        if able is None:
-            able = self._able[key] = self._consider(*key)
+        place = self._chosen.get(key)
+        if place is None:
+            place = self._chosen[key] = self._first(*key)
         while True:
             try:
-                return able[0].run(call)
+                return self.candidates[place].run(call)
             except Exception as error:
-                if is_fault(error) or (name == "auto" and len(able) == 1):
-                    raise
-                if len(able) == 1:
-                    raise RuntimeError(f"provider: {name!r} cannot run this call: {_said(error)}") from error
-            able = self._able[key] = able[1:]
+                later = None if is_fault(error) else self._next(*key, place + 1)
+                if later is None:
+                    if is_fault(error) or name == "auto":
+                        raise
+                    said = f"{type(error).__name__}: {str(error).strip()}"
+                    raise RuntimeError(f"provider: {name!r} cannot run this call: {said}") from error
+            place = self._chosen[key] = later
 
-    def _consider(self, name: str, traits: Traits) -> tuple[Candidate, ...]:
-        kind = kind_of(traits)
-        chosen = [candidate for candidate in self.candidates if name in ("auto", candidate.provider)]
-        reasons = [candidate.refuses(kind) for candidate in chosen]
-        able = tuple(candidate for candidate, reason in zip(chosen, reasons, strict=True) if reason is None)
-        if not able:
+    def _first(self, name: str, traits: Traits) -> int:
+        place = self._next(name, traits, 0)
+        if place is None:
+            kind = kind_of(traits)
+            reasons = [candidate.refuses(kind) for candidate in self.candidates if candidate.provider == name]
             said = "; ".join(dict.fromkeys(reason for reason in reasons if reason is not None))
             raise RuntimeError(f"provider: {name!r} cannot run this call: {said}")
-        return able
+        return place
+
+    def _next(self, name: str, traits: Traits, start: int) -> int | None:
+        """The first candidate from `start` on that does not refuse; those behind it are not asked, for that imports."""
+        kind = kind_of(traits)
+        for place in range(start, len(self.candidates)):
+            candidate = self.candidates[place]
+            if name in ("auto", candidate.provider) and candidate.refuses(kind) is None:
+                return place
+        return None
 
     def forget(self) -> None:
         """Think about every kind of call anew, as in a new process."""
-        self._able.clear()
+        self._chosen.clear()
 
 
 def is_fault(error: Exception) -> bool:
@@ -81,10 +91,6 @@ def is_fault(error: Exception) -> bool:
     return any(
         words in str(error) for words in ("CUDA error", "CUDA_ERROR", "cudaError", "out of memory", "allocate memory")
     )
-
-
-def _said(error: Exception) -> str:
-    return f"{type(error).__name__}: {str(error).strip()}".removesuffix(": ")
 
 
 def _flash_attn(version: int, packed: bool, *architectures: int) -> Candidate:

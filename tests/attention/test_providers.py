@@ -2,6 +2,7 @@
 
 import inspect
 import itertools
+import sys
 
 import pytest
 import torch
@@ -89,6 +90,13 @@ def test_a_package_without_what_it_needs_says_what(tmp_path, monkeypatch):
         pytest.raises(RuntimeError, match=r"flash_attn\.cute cannot be imported: .*No module named 'cutlass'"),
     ):
         flash_attention(*inputs(5, 37, dtype=torch.bfloat16), provider="flash_attn_4")
+
+
+def test_nothing_behind_the_chosen_one_is_imported(tmp_path, monkeypatch):
+    with machine(monkeypatch, tmp_path, capability=(8, 0), packages="FA2 and FA4", cutlass=True):
+        flash_attention(*inputs(5, 37, dtype=torch.float16))
+        assert Machine.ran == ["flash_attn_2"]
+        assert "flash_attn.cute" not in sys.modules
 
 
 def test_a_broken_installation_is_a_refusal(tmp_path, monkeypatch):
