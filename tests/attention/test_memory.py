@@ -3,20 +3,9 @@
 import pytest
 import torch
 from attention_inputs import inputs
-from torch.profiler import ProfilerActivity, profile
+from memory import largest_allocation
 
 from adatp_kernels import flash_attention
-
-
-def largest_allocation(function):
-    """Bytes of the largest piece that PyTorch's CPU allocator gave out while `function` ran."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as run:
-        function()
-    events = run.profiler.kineto_results.events()
-    sizes = [event.nbytes() for event in events if event.name() == "[memory]" and event.nbytes() > 0]
-    assert sizes
-    return max(sizes)
-
 
 BATCH, HEADS, ROWS = 3, 14, 512
 
