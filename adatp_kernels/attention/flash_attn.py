@@ -94,5 +94,5 @@ def run_packed(module: str, call: PackedCall) -> tuple[Tensor, Tensor]:
         )
     check_result(
         out, lse, call.query.shape, tuple(call.query.shape[1::-1])
-    )  # before 2.7 it was padded, [B, Hq, max_seqlen]
+    )  # before 2.6 it was padded, [B, Hq, max_seqlen]
     return out, without_plus_infinity(lse)

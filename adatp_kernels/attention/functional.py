@@ -132,7 +132,7 @@ def flash_attention_varlen(
         _longest("max_seqlen_q", max_seqlen_q, cu_seqlens_q),
         _longest("max_seqlen_k", max_seqlen_k, cu_seqlens_k),
     )
-    bounds = (cu_seqlens_q.to(torch.int32), cu_seqlens_k.to(torch.int32))
+    bounds = (cu_seqlens_q.to(torch.int32).contiguous(), cu_seqlens_k.to(torch.int32).contiguous())
     return PACKED.run(provider, PackedCall(query, key, value, *bounds, *longest, causal, scale))
 
 
