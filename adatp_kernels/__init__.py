@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from adatp_kernels import ops
-from adatp_kernels.attention import flash_attention
+from adatp_kernels.attention import flash_attention, flash_attention_varlen
 from adatp_kernels.config import AdaTPConfig
 from adatp_kernels.integrations.registration import register_when_imported
 from adatp_kernels.layout import VisualLayout
@@ -46,6 +46,7 @@ __all__ = [
     "bias_report",
     "calibrate_prior",
     "flash_attention",
+    "flash_attention_varlen",
     "make_plan",
     "ops",
     "register_family",

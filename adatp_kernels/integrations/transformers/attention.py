@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 from transformers.modeling_utils import AttentionInterface
@@ -31,6 +32,19 @@ def adatp_attention(
     return output, None
 
 
+def under_autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """The tensors as attention gets them: where autocast is on for their device, it casts all but float64 to its dtype.
+
+    Eager products and `scaled_dot_product_attention` are on autocast's list of what runs in lower precision. Rotary embeddings
+    are not: queries and keys leave them in float32, beside values in autocast's dtype.
+    """
+    device = tensors[0].device.type
+    if not (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)):
+        return tensors
+    dtype = torch.get_autocast_dtype(device)
+    return tuple(tensor if tensor.dtype == torch.float64 else tensor.to(dtype) for tensor in tensors)
+
+
 def attention_with_lse(
     module: nn.Module,
     query: Tensor,
@@ -43,7 +57,7 @@ def attention_with_lse(
     is_causal: bool | None = None,
     **options: Any,
 ) -> tuple[Tensor, Tensor]:
-    """As `adatp_attention`, but returns the LSE [B, Hq, T] beside the output.
+    """As `adatp_attention`, but returns the LSE [B, Hq, T] beside the output; under autocast in its dtype, as sdpa's is.
 
     Raises
     ------
@@ -57,6 +71,7 @@ def attention_with_lse(
         raise ValueError(
             f'attn_implementation="adatp": {", ".join(refused) or "dropout"} is not supported; use "sdpa" or "eager" instead'
         )
+    query, key, value = under_autocast(query, key, value)
     if attention_mask is not None:
         output, lse = flash_attention(query, key, value, causal=False, scale=scaling, mask=attention_mask)
     else:

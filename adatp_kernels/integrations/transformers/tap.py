@@ -91,6 +91,8 @@ class AttentionTap:
             # Every modelling file has an eager attention of its own.
             eager = getattr(sys.modules[type(self.module).__module__], "eager_attention_forward", None)
             result = ALL_ATTENTION_FUNCTIONS.get_interface(name, eager)(self.module, query, key, value, mask, **options)
+        # Scored in the dtype that the attention computed in, to which an LSE of it belongs.
+        query, key = attention.under_autocast(query, key)
         self.seen = Seen(query, key, options.get("scaling"), lse)
         return result
 
