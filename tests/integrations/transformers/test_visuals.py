@@ -35,14 +35,15 @@ def test_tokens_that_stand_elsewhere_do_not(other):
 
 
 def test_nor_do_the_same_tokens_in_other_frames():
-    """Two videos of six frames, one after the other; then all tokens as one video of twelve, and as six of twice the size."""
+    """Two videos of six frames, one after the other; then their tokens as videos of four and eight, and of other sizes."""
     inputs = joined([prompt("qwen2_vl", before=(), after=())] * 2)
     first = of("qwen2_vl", inputs)
-    for grid in ([[12, 4, 4]], [[6, 4, 8]]):
+    for grid in ([[4, 4, 4], [8, 4, 4]], [[6, 4, 2], [6, 4, 6]]):
         other = {**inputs, "video_grid_thw": torch.tensor(grid)}
         found, expected = of("qwen2_vl", other, first)[0], of("qwen2_vl", other)[0]
         assert found.layout.index.equal(first[0].layout.index)
-        assert found is not first[0] and found.frames == expected.frames != first[0].frames and same(found, expected)
+        assert found is not first[0] and same(found, expected)
+        assert found.frames == expected.frames and (found.frames, found.sizes) != (first[0].frames, first[0].sizes)
 
 
 def test_an_image_is_no_video_of_one_frame():
