@@ -269,11 +269,11 @@ def _check_sizes(state: PruningState, query: Tensor, key: Tensor) -> None:
         )
     if key.shape[2] < state.length:
         raise ValueError(f"key: expected at least the {state.length} tokens that are left, got shape {list(key.shape)}")
-    tokens = state._tokens
-    if query.shape[0] != tokens.shape[1]:
-        raise ValueError(f"query: expected the batch size {tokens.shape[1]} that begin was given, got {query.shape[0]}")
-    if key.device != tokens.device:
-        raise ValueError(f"state: expected device {key.device}, where key is, got {tokens.device}; move it by state.to")
+    batch = state._tokens.shape[1]
+    if query.shape[0] != batch:
+        raise ValueError(f"query: expected the batch size {batch} that begin was given, got {query.shape[0]}")
+    if key.device != state.device:
+        raise ValueError(f"state: expected device {key.device}, where key is, got {state.device}; move it by state.to")
 
 
 def _both(first: Tensor | None, second: Tensor | None) -> Tensor | None:

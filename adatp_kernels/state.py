@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -75,10 +76,15 @@ class PruningState:
     # under strict deduplication: no later stage looks at them.
     _columns: tuple[Tensor, Tensor]
 
-    @property
+    @cached_property
     def kept(self) -> Tensor:
-        """LongTensor [B, L]: for every token that is left, its place in the prompt as it was."""
+        """LongTensor [B, L]: for every token that is left, its place in the prompt as it was; always the same object."""
         return self._tokens[0]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the decoder goes on."""
+        return self._tokens.device
 
     @property
     def next_layer(self) -> int | None:
@@ -87,7 +93,7 @@ class PruningState:
 
     def to(self, device: torch.device | str) -> PruningState:
         """The same on another device, where the decoder goes on; itself if it is there."""
-        if self._tokens.device == torch.device(device):
+        if self.device == torch.device(device):
             return self
 
         def moved(values: Tensor | None) -> Tensor | None:
@@ -114,6 +120,7 @@ class PruningState:
             vars(self), length=step.length, key_range=step.key_range, _remaining=rest, _tokens=tokens, _prior=prior,
             _scores=scores, _columns=_columns_of(tokens, *step.key_range),
         )  # fmt: skip
+        vars(state).pop("kept", None)
         return state
 
     @property

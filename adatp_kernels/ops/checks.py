@@ -387,6 +387,10 @@ def _is_integral(value: Any) -> bool:
     return isinstance(value, Integral) and not isinstance(value, bool)
 
 
-def is_unusual(tensor: Tensor) -> bool:
-    """Sparse, quantized, or one of many within torch.vmap: what compiled kernels cannot read."""
-    return tensor.layout != torch.strided or tensor.is_quantized or torch._C._functorch.is_batchedtensor(tensor)
+def has_unusual(*tensors: Tensor) -> bool:
+    """Whether any is sparse, quantized, or one of many within torch.vmap: what compiled kernels cannot read."""
+    if any([tensor.layout != torch.strided or tensor.is_quantized for tensor in tensors]):
+        return True
+    # Asked of every tensor only where there is a transformation at all.
+    functorch = torch._C._functorch
+    return functorch.peek_interpreter_stack() is not None and any(map(functorch.is_batchedtensor, tensors))

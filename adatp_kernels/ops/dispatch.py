@@ -97,7 +97,9 @@ def implementation(operation: str, backend: str, *tensors: Tensor, moved: Sequen
         names = _ON_CPU if tensors[0].is_cpu else _ON_GPU
         if measured.FASTER and names is _ON_GPU and measured.is_faster(operation, *tensors):
             names = _ON_GPU_WHERE_MEASURED
-        name = next(name for name in names if _refusal(name, operation, tensors, moved) is None)
+        for name in names:
+            if _refusal(name, operation, tensors, moved) is None:
+                break
     else:
         name = backend
         reason = _refusal(name, operation, tensors, moved)
@@ -108,9 +110,9 @@ def implementation(operation: str, backend: str, *tensors: Tensor, moved: Sequen
 
 
 def _refusal(name: str, operation: str, tensors: Sequence[Tensor], moved: Sequence[Tensor] = ()) -> str | None:
-    if name not in _loaded:
-        _loaded[name] = _load(name)
-    module = _loaded[name]
+    module = _loaded.get(name)
+    if module is None:
+        module = _loaded[name] = _load(name)
     return module if isinstance(module, str) else module.refuses(operation, *tensors, moved=moved)
 
 

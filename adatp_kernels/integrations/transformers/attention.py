@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -32,6 +33,9 @@ def adatp_attention(
     return output, None
 
 
+_autocast_available = functools.cache(torch.amp.is_autocast_available)
+
+
 def under_autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
     """The tensors as attention gets them: where autocast is on for their device, it casts all but float64 to its dtype.
 
@@ -39,7 +43,7 @@ def under_autocast(*tensors: Tensor) -> tuple[Tensor, ...]:
     are not: queries and keys leave them in float32, beside values in autocast's dtype.
     """
     device = tensors[0].device.type
-    if not (torch.amp.is_autocast_available(device) and torch.is_autocast_enabled(device)):
+    if not (_autocast_available(device) and torch.is_autocast_enabled(device)):
         return tensors
     dtype = torch.get_autocast_dtype(device)
     return tuple(tensor if tensor.dtype == torch.float64 else tensor.to(dtype) for tensor in tensors)

@@ -161,7 +161,7 @@ class VideoPrefill:
         """Prune after a layer that scored; returns the hidden states that go on."""
         assert self.state is not None
         state, device = self.state, hidden.device
-        if any(part.device != device for part in (state.kept, *self.rotary)):  # a model may be spread over several
+        if state.device != device or any([part.device != device for part in self.rotary]):  # a model may be spread out
             state, self.rotary = state.to(device), tuple(part.to(device) for part in self.rotary)
         # Of a cache, only this prompt's tokens are pruned; what earlier turns left stays.
         layers = self._layers_to_compact(number)

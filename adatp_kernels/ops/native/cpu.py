@@ -11,7 +11,7 @@ from torch import Tensor
 from adatp_kernels.config import DEDUPLICATION
 from adatp_kernels.ops import reference
 from adatp_kernels.ops.arguments import Scoring, Selection, moved_shape
-from adatp_kernels.ops.checks import is_unusual
+from adatp_kernels.ops.checks import has_unusual
 from adatp_kernels.ops.native.build import Library, find_or_build
 from adatp_kernels.ops.native.recipe import CPU, BuildError
 
@@ -42,9 +42,9 @@ def refuses(operation: str, *tensors: Tensor, moved: Sequence[Tensor] = ()) -> s
     """Why the library cannot run an operation on `tensors`, which are on a CPU; None if it can."""
     if operation not in ("select", "gather") and tensors[0].dtype == torch.float64:
         return "it computes in float32, not in float64"
-    if any(map(is_unusual, (*tensors, *moved))):
+    if has_unusual(*tensors, *moved):
         return "it takes plain strided tensors"
-    if operation != "select" and torch.is_grad_enabled() and any(t.requires_grad for t in (*tensors, *moved)):
+    if operation != "select" and torch.is_grad_enabled() and any([t.requires_grad for t in (*tensors, *moved)]):
         return "it has no gradient; call it under torch.no_grad()"
     return None
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from adatp_kernels.config import DEDUPLICATION
 from adatp_kernels.ops import reference
 from adatp_kernels.ops.arguments import Scoring, Selection, moved_shape
-from adatp_kernels.ops.checks import is_unusual
+from adatp_kernels.ops.checks import has_unusual
 from adatp_kernels.ops.native.build import Library, find_or_build
 from adatp_kernels.ops.native.recipe import CUDA
 from adatp_kernels.ops.positions import too_sparse, with_positions
@@ -43,9 +43,9 @@ def refuses(operation: str, *tensors: Tensor, moved: Sequence[Tensor] = ()) -> s
     library = load()
     if isinstance(library, str):
         return library
-    if any(map(is_unusual, (*tensors, *moved))):
+    if has_unusual(*tensors, *moved):
         return "it takes plain strided tensors"
-    if torch.is_grad_enabled() and any(tensor.requires_grad for tensor in (*tensors, *moved)):
+    if torch.is_grad_enabled() and any([tensor.requires_grad for tensor in (*tensors, *moved)]):
         return "it has no gradient; call it under torch.no_grad()"
     scores = tensors[0] if operation == "select" else tensors[2] if len(tensors) > 2 else None
     if scores is not None and scores.dtype != torch.float32:
