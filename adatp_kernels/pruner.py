@@ -9,11 +9,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from adatp_kernels.accepted import accept
 from adatp_kernels.begin import begin
 from adatp_kernels.config import AdaTPConfig
 from adatp_kernels.errors import integer
 from adatp_kernels.layout import VisualLayout
-from adatp_kernels.ops import checked, checks
+from adatp_kernels.ops import checked
 from adatp_kernels.ops.arguments import Scoring, Selection
 from adatp_kernels.prior import load_prior
 from adatp_kernels.recent import RecentStates
@@ -197,15 +198,13 @@ class AdaTPPruner(nn.Module):
             raise TypeError(f"state: expected a PruningState, as begin returns it, got {type(state).__name__}")
         if not state._remaining:
             raise RuntimeError("state: all stages are done (next_layer is None)")
-        scale = checks.attention_inputs(query, key, 0, scale, key_mask)
-        if lse is not None:
-            checks.row_tensors(query, lse, None)
-        _check_sizes(state, query, key)
-        batch, num_keys, length = query.shape[0], key.shape[2], state.length
-        pairs = checks.token_tensors(tensors, dims, batch, key.device, length)
+        batch, length = state._tokens.shape[1], state.length
+        accepted = accept(
+            state._accepted, batch, length, state.device, query, key, tensors, dims, scale, lse, key_mask
+        )  # fmt: skip
         config, step = self.config, state._remaining[0]
         first, last = state.key_range
-        older = num_keys - length
+        older = key.shape[2] - length
         # From the first row's last visual token on; a baseline needs no text after it: its scores come from elsewhere.
         asking = 1 if config.queries == "last" else max(1, *state._batch.tails)
         row = length - asking
@@ -218,7 +217,7 @@ class AdaTPPruner(nn.Module):
             key=key,
             query_start=older + row,
             key_range=(older + first, older + last),
-            scale=scale,
+            scale=accepted.scale,
             lse=None if lse is None else lse[:, :, row:],
             key_mask=key_mask,
             # A padded token asks nothing, and none asks that comes before its row's last visual token.
@@ -243,8 +242,7 @@ class AdaTPPruner(nn.Module):
             segment_ranges=step.segment_ranges,
             longest_segment=step.longest_segment,
         )
-        travelling = [*tensors, state._tokens]
-        pairs.append((1, 2))
+        travelling, pairs = [*tensors, state._tokens], [*accepted.pairs, (1, 2)]
         for values in (state._prior, state._scores):
             if values is not None:
                 travelling.append(values)
@@ -254,26 +252,12 @@ class AdaTPPruner(nn.Module):
         )  # fmt: skip
         count = len(tensors)
         following = state.following(
+            accepted,
             moved[count],
             None if state._prior is None else moved[count + 1],
             None if state._scores is None else moved[-1],
         )
         return following, moved[:count]
-
-
-def _check_sizes(state: PruningState, query: Tensor, key: Tensor) -> None:
-    """That query and key are those of what is left of the prompt."""
-    if query.shape[2] != state.length:
-        raise ValueError(
-            f"query: expected the {state.length} rows that are left of the prompt, got shape {list(query.shape)}"
-        )
-    if key.shape[2] < state.length:
-        raise ValueError(f"key: expected at least the {state.length} tokens that are left, got shape {list(key.shape)}")
-    batch = state._tokens.shape[1]
-    if query.shape[0] != batch:
-        raise ValueError(f"query: expected the batch size {batch} that begin was given, got {query.shape[0]}")
-    if key.device != state.device:
-        raise ValueError(f"state: expected device {key.device}, where key is, got {state.device}; move it by state.to")
 
 
 def _both(first: Tensor | None, second: Tensor | None) -> Tensor | None:

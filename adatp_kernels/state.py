@@ -8,6 +8,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from adatp_kernels.accepted import Accepted
 from adatp_kernels.batch import Batch
 from adatp_kernels.plan import PruningPlan, Stage
 
@@ -75,6 +76,8 @@ class PruningState:
     # Segments and positions of the columns in `key_range`, [B, v1-v0]. Of positions those of the prompt as it came are enough
     # under strict deduplication: no later stage looks at them.
     _columns: tuple[Tensor, Tensor]
+    # What the last stage was called with.
+    _accepted: Accepted | None = None
 
     @cached_property
     def kept(self) -> Tensor:
@@ -112,12 +115,14 @@ class PruningState:
             _scores=moved(self._scores),
         )
 
-    def following(self, tokens: Tensor, prior: Tensor | None, scores: Tensor | None) -> PruningState:
+    def following(
+        self, accepted: Accepted, tokens: Tensor, prior: Tensor | None, scores: Tensor | None
+    ) -> PruningState:
         """The state after the next stage, which left `tokens` of what is known of them."""
         step, rest = self._remaining[0], self._remaining[1:]
         state = object.__new__(PruningState)  # `replace` takes some times as long
         vars(state).update(
-            vars(self), length=step.length, key_range=step.key_range, _remaining=rest, _tokens=tokens, _prior=prior,
+            vars(self), _accepted=accepted, length=step.length, key_range=step.key_range, _remaining=rest, _tokens=tokens, _prior=prior,
             _scores=scores, _columns=_columns_of(tokens, *step.key_range),
         )  # fmt: skip
         vars(state).pop("kept", None)

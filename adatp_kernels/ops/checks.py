@@ -38,9 +38,7 @@ def shape(name: str, value: Tensor, expected: Sequence[int], meaning: str) -> No
         raise ValueError(f"{name}: expected shape {meaning} = {list(expected)}, got {list(value.shape)}")
 
 
-def attention_inputs(
-    query: Tensor, key: Tensor, query_start: int, scale: float | None, key_mask: Tensor | None
-) -> float:
+def attention_inputs(query: Tensor, key: Tensor, query_start: int, scale: float | None, mask: Tensor | None) -> float:
     """Check what `row_lse` and `column_sums` share; returns the scale."""
     tensor("query", query, FLOATS)
     tensor("key", key, FLOATS, query.device)
@@ -53,10 +51,15 @@ def attention_inputs(
         raise ValueError(f"key: expected query's batch and head dim, {rows[0]} and {rows[3]}, got shape {list(keys)}")
     _dtype_and_heads(query, key)
     integer("query_start", query_start, low=0)
-    if key_mask is not None:
-        tensor("key_mask", key_mask, (torch.bool,), query.device)
-        shape("key_mask", key_mask, (keys[0], keys[2]), "[B, N]")
+    key_mask(mask, key)
     return rows[3] ** -0.5 if scale is None else number("scale", scale, low=0.0, open_low=True)
+
+
+def key_mask(mask: Tensor | None, key: Tensor) -> None:
+    """Check which keys nobody sees."""
+    if mask is not None:
+        tensor("key_mask", mask, (torch.bool,), key.device)
+        shape("key_mask", mask, (key.shape[0], key.shape[2]), "[B, N]")
 
 
 def _dtype_and_heads(query: Tensor, key: Tensor) -> None:
