@@ -27,7 +27,6 @@ class Accepted(NamedTuple):
     given_scale: Any
     dims: Any
     dtype: torch.dtype
-    device: torch.device
     heads: int
     key_heads: int
     head_dim: int
@@ -80,7 +79,7 @@ def accept(
     pairs = checks.token_tensors(tensors, dims, batch, device, length)
     # A copy, which the caller cannot change.
     dims = [*dims] if isinstance(dims, list) else dims
-    return Accepted(factor, pairs, scale, dims, query.dtype, device, rows[1], keys[1], rows[3])
+    return Accepted(factor, pairs, scale, dims, query.dtype, rows[1], keys[1], rows[3])
 
 
 def _are_alike(
@@ -101,8 +100,7 @@ def _are_alike(
         return False
     keys = key.shape
     if not (
-        device == before.device
-        and query.shape == (batch, before.heads, length, before.head_dim)
+        query.shape == (batch, before.heads, length, before.head_dim)
         and len(keys) == 4
         and (keys[0], keys[1], keys[3]) == (batch, before.key_heads, before.head_dim)
         and keys[2] >= length

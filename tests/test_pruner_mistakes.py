@@ -89,50 +89,92 @@ def test_begin_mistakes_with_a_batch(changes, argument):
         pruner_of().begin(**(good | changes))
 
 
+@pytest.mark.parametrize("stage", ["first", "second"])
 @pytest.mark.parametrize(
     ("changes", "argument"),
     [
-        ({"state": None}, "state"),
-        ({"query": None}, "query"),
-        ({"query": torch.ones(2, 4, 56, DIM)}, "query"),
-        ({"query": torch.ones(2, 4, 58, DIM), "key": torch.ones(2, 2, 58, DIM)}, "query"),
-        ({"query": torch.ones(1, 4, 57, DIM), "key": torch.ones(1, 2, 57, DIM)}, "query"),
-        ({"query": torch.ones(2, 3, 57, DIM)}, "query"),
-        ({"key": None}, "key"),
-        ({"key": torch.ones(2, 2, 56, DIM)}, "key"),
-        ({"key": torch.ones(2, 2, 57, 8)}, "key"),
-        ({"tensors": None}, "tensors"),
-        ({"tensors": (torch.ones(2, 56),)}, "tensors"),
-        ({"tensors": (torch.ones(3, 57),)}, "tensors"),
-        ({"tensors": ([0.0] * 57,)}, "tensors"),
-        ({"dims": None}, "dims"),
-        ({"dims": "1"}, "dims"),
-        ({"dims": [1, 1]}, "dims"),
-        ({"dims": 0}, "dims"),
-        ({"dims": 5}, "dims"),
-        ({"scale": -1.0}, "scale"),
-        ({"lse": 0.0}, "lse"),
-        ({"lse": torch.zeros(2, 4, 56)}, "lse"),
-        ({"lse": torch.zeros(2, 4, 58)}, "lse"),
-        ({"lse": torch.zeros(57)}, "lse"),
-        ({"lse": torch.zeros(2, 4, 57, dtype=torch.float16)}, "lse"),
-        ({"key_mask": torch.ones(2, 57)}, "key_mask"),
-        ({"key_mask": torch.ones(2, 58, dtype=torch.bool)}, "key_mask"),
-        ({"key_mask": True}, "key_mask"),
+        (lambda n: {"state": None}, "state"),
+        (lambda n: {"query": None}, "query"),
+        (lambda n: {"query": torch.ones(2, 4, n - 1, DIM)}, "query"),
+        (lambda n: {"query": torch.ones(2, 4, n + 1, DIM), "key": torch.ones(2, 2, n + 1, DIM)}, "query"),
+        (lambda n: {"query": torch.ones(1, 4, n, DIM), "key": torch.ones(1, 2, n, DIM)}, "query"),
+        (lambda n: {"query": torch.ones(2, 3, n, DIM)}, "query"),
+        (lambda n: {"key": None}, "key"),
+        (lambda n: {"key": torch.ones(2, 2, n - 1, DIM)}, "key"),
+        (lambda n: {"key": torch.ones(2, 2, n, 8)}, "key"),
+        (lambda n: {"tensors": None}, "tensors"),
+        (lambda n: {"tensors": (torch.ones(2, n - 1),)}, "tensors"),
+        (lambda n: {"tensors": (torch.ones(3, n),)}, "tensors"),
+        (lambda n: {"tensors": ([0.0] * n,)}, "tensors"),
+        (lambda n: {"dims": None}, "dims"),
+        (lambda n: {"dims": "1"}, "dims"),
+        (lambda n: {"dims": [1, 1]}, "dims"),
+        (lambda n: {"dims": 0}, "dims"),
+        (lambda n: {"dims": True}, "dims"),
+        (lambda n: {"dims": 1.0}, "dims"),
+        (lambda n: {"key": torch.ones(2, 2, n)}, "key"),
+        (lambda n: {"key": torch.ones(2, 2, n, DIM, 1)}, "key"),
+        (lambda n: {"dims": 5}, "dims"),
+        (lambda n: {"scale": -1.0}, "scale"),
+        (lambda n: {"lse": 0.0}, "lse"),
+        (lambda n: {"lse": torch.zeros(2, 4, n - 1)}, "lse"),
+        (lambda n: {"lse": torch.zeros(2, 4, n + 1)}, "lse"),
+        (lambda n: {"lse": torch.zeros(n)}, "lse"),
+        (lambda n: {"lse": torch.zeros(2, 4, n, dtype=torch.float16)}, "lse"),
+        (lambda n: {"key_mask": torch.ones(2, n)}, "key_mask"),
+        (lambda n: {"key_mask": torch.ones(2, n + 1, dtype=torch.bool)}, "key_mask"),
+        (lambda n: {"key_mask": True}, "key_mask"),
+        (lambda n: {"query": torch.ones(2, 4, n, DIM).half()}, "key"),
+        (lambda n: {"key": torch.ones(2, 2, n, DIM).half()}, "key"),
+        (lambda n: {"query": torch.ones(2, 4, n, DIM, device="meta")}, "key"),
+        (lambda n: {"tensors": (torch.ones(2, n, 3, device="meta"),)}, "tensors"),
+        (lambda n: {"tensors": (torch.ones(2, n, 3),) * 2, "dims": [1]}, "dims"),
+        (lambda n: {"tensors": (torch.ones(2),)}, "dims"),
+        (
+            lambda n: {
+                "query": torch.ones(2, 4, n, DIM, device="meta"),
+                "key": torch.ones(2, 2, n, DIM, device="meta"),
+            },
+            "state",
+        ),
     ],
 )
-def test_forward_mistakes(changes, argument):
-    pruner = pruner_of()
-    good = {
-        "state": pruner.begin(GRID, 57, segments=SEGMENTS, batch_size=2),
-        "query": torch.ones(2, 4, 57, DIM),
-        "key": torch.ones(2, 2, 57, DIM),
-        "tensors": (torch.ones(2, 57, 3),),
-        "dims": 1,
-    }
+def test_forward_mistakes(changes, argument, stage):
+    """At every stage, although a later one's arguments are only compared with those of the one before."""
+    pruner, length = pruner_of(), 57
+    state = pruner.begin(GRID, length, segments=SEGMENTS, batch_size=2)
+    if stage == "second":
+        state, _ = pruner(state, *arguments(length), dims=1)
+        length = state.length
+    good = dict(zip(("query", "key", "tensors"), arguments(length), strict=True)) | {"state": state, "dims": 1}
     pruner(**good)
     with names(argument):
-        pruner(**(good | changes))
+        pruner(**(good | changes(length)))
+
+
+def arguments(length):
+    return torch.ones(2, 4, length, DIM), torch.ones(2, 2, length, DIM), (torch.ones(2, length, 3),)
+
+
+def test_stages_of_one_prompt_may_be_called_differently():
+    """With other tensors, in another dtype, with an LSE or a mask."""
+    for changes in (
+        lambda n: {"tensors": ()},
+        lambda n: {"tensors": (torch.ones(2, n, 3), torch.ones(1, n, 2))},
+        lambda n: {"tensors": [torch.ones(3, 2, n)], "dims": [(1, 2)]},
+        lambda n: {"query": torch.ones(2, 4, n, DIM).half(), "key": torch.ones(2, 2, n + 3, DIM).half()},
+        lambda n: {"query": torch.ones(2, 2, n, 2 * DIM), "key": torch.ones(2, 1, n, 2 * DIM)},
+        lambda n: {"scale": 0.5},
+        lambda n: {"lse": torch.zeros(2, 4, n), "key_mask": torch.ones(2, n, dtype=torch.bool)},
+    ):
+        pruner = pruner_of()
+        state, _ = pruner(pruner.begin(GRID, 57, segments=SEGMENTS, batch_size=2), *arguments(57), dims=1)
+        given = dict(zip(("query", "key", "tensors"), arguments(state.length), strict=True)) | {"dims": 1}
+        given |= changes(state.length)
+        following, moved = pruner(state, **given)
+        assert len(moved) == len(given["tensors"]) and following.next_layer is None
+        assert all(following.length in tensor.shape for tensor in moved)
+        assert following._accepted.scale == given.get("scale", given["query"].shape[3] ** -0.5)
 
 
 def test_messages_speak_of_what_the_caller_gave():
