@@ -13,8 +13,8 @@ namespace adatp {
 
 namespace detail {
 
-// What a thread moves at a time: so many bytes, of as many tokens as that makes, within limits. Threads get equally many
-// neighbouring chunks, so all chunks must be about as large, whatever the tensor.
+// What a thread moves at a time: so many bytes, of as many tokens as that makes, within limits. Threads get equally
+// many neighbouring chunks, so all chunks must be about as large, whatever the tensor.
 constexpr int64_t CHUNK_BYTES = 1 << 15, MOST_TOKENS = 256;
 
 // Tokens of one chunk.
@@ -45,7 +45,7 @@ inline void copy_pieces(const char* source, char* target, const int64_t* tokens,
   }
 }
 
-// `count` tokens of one batch row, at most MOST_TOKENS, for every element of the dimensions before and behind the tokens.
+// `count` tokens of one batch row, at most MOST_TOKENS, for every element of the dimensions before and behind them.
 inline void move_chunk(const Transfer& t, const Tokens& tokens, int64_t batch, int64_t first, int64_t count) {
   int64_t chosen[MOST_TOKENS];
   for (int64_t i = 0; i < count; ++i)
