@@ -12,10 +12,11 @@
 // of scores and LSE, in float32, comes on top in the same way.
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <limits>
-#include <memory>
-#include <thread>
+#include <mutex>
+#include <utility>
 #include <vector>
 
 #include "adatp/arguments.h"
@@ -131,17 +132,15 @@ class PanelSums {
         tiles_(tiling),
         numerators_((kept_ + 1) * tile_size()),
         shifts_((kept_ + 1) * tiling.kernels.rows),
-        sums_(last - first),
         maxima_(parts() * tiling.kernels.rows),
         part_sums_(maxima_.size()) {}
 
-  // The sums of one panel, [last - first]; valid until the next call.
-  const float* operator()(int64_t batch, int64_t head, int64_t panel) {
+  // The sums of one panel, [last - first].
+  std::vector<float> operator()(int64_t batch, int64_t head, int64_t panel) {
     rows_.pack(batch, head, panel, 0);
     compute_lse(batch, head);
     silence(tiling_, batch, panel, lse_);
-    sum_columns(batch, head);
-    return sums_.data();
+    return sum_columns(batch, head);
   }
 
  private:
@@ -167,29 +166,30 @@ class PanelSums {
     tiling_.kernels.lse_of_parts(maxima_.data(), part_sums_.data(), parts(), rows, lse_);
   }
 
-  void sum_columns(int64_t batch, int64_t head) {
+  std::vector<float> sum_columns(int64_t batch, int64_t head) {
     const TileKernels& kernels = tiling_.kernels;
+    std::vector<float> scores(last_ - first_);
     alignas(64) float sums[TILE_KEYS];
     for (int64_t number = first_tile_; number * TILE_KEYS < last_; ++number) {
       const int64_t key = number * TILE_KEYS, count = std::min(TILE_KEYS, end_ - key), place = place_of(number);
       if (place < kept_) {
-        kernels.sum_numerators(numerators_ + place * tile_size(), count, shifts_ + place * kernels.rows,
-                               lse_, sums);
+        kernels.sum_numerators(numerators_ + place * tile_size(), count, shifts_ + place * kernels.rows, lse_, sums);
       } else {
         alignas(64) float lanes[TILE_KEYS * MOST_LANES] = {};
         kernels.add_probabilities(tiles_.tile(batch, head, key, end_), rows_.panel(0), lse_, lanes);
         kernels.sum_lanes(lanes, count, sums);
       }
       for (int64_t k = std::max<int64_t>(0, first_ - key); k < std::min(count, last_ - key); ++k)
-        *(sums_ + (key + k - first_)) = sums[k];
+        scores[key + k - first_] = sums[k];
     }
+    return scores;
   }
 
   const Tiling& tiling_;
   const int64_t first_, last_, first_tile_, end_, kept_;
   PackedRows rows_;
   KeyTiles tiles_;
-  const Memory numerators_, shifts_, sums_;
+  const Memory numerators_, shifts_;
   std::vector<float> maxima_, part_sums_;
   alignas(64) float lse_[MOST_ROWS];
 };
@@ -198,21 +198,26 @@ class PanelSums {
 template <class Parallel>
 void add_panels(const Tiling& tiling, int64_t first, int64_t last, float* scores, const Parallel& parallel) {
   const Attention& a = tiling.attention;
-  const int64_t panels = a.batch * a.kv_heads * tiling.panels;
-  // A thread goes on with the next panel as long as there is one, so that its memory is allocated once, and before it
-  // takes one: nobody must fail on the way. Sums are added in the order of the panels: who has finished one waits for
-  // those before it, which others are at work on.
-  std::atomic<int64_t> next{0}, added{0};
+  const int64_t panels = a.batch * a.kv_heads * tiling.panels, columns = last - first;
+  // A thread goes on with the next panel as long as there is one, so that its memory is allocated once. Sums are added
+  // in the order of the panels: those that are ready too early wait here, nobody waits for them.
+  std::atomic<int64_t> next{0};
+  std::mutex mutex;
+  std::vector<std::vector<float>> ready(panels);
+  int64_t added = 0;
   parallel(panels, grain_of(tiling.work(a.keys)), [&](int64_t) {
     if (next >= panels) return;
     PanelSums sums_of(tiling, first, last);
     for (int64_t number = next++; number < panels; number = next++) {
-      const int64_t head = number / tiling.panels, batch = head / a.kv_heads;
-      const float* sums = sums_of(batch, head % a.kv_heads, number % tiling.panels);
-      while (added.load(std::memory_order_acquire) != number) std::this_thread::yield();
-      float* own = scores + batch * (last - first);
-      for (int64_t j = 0; j < last - first; ++j) own[j] += sums[j];
-      added.store(number + 1, std::memory_order_release);
+      const int64_t head = number / tiling.panels;
+      std::vector<float> sums = sums_of(head / a.kv_heads, head % a.kv_heads, number % tiling.panels);
+      const std::lock_guard lock(mutex);
+      ready[number] = std::move(sums);
+      for (; added < panels && !ready[added].empty(); ++added) {
+        float* own = scores + added / tiling.panels / a.kv_heads * columns;
+        for (int64_t j = 0; j < columns; ++j) own[j] += ready[added][j];
+        ready[added] = std::vector<float>();  // whose memory goes, other than with {}
+      }
     }
   });
 }
