@@ -1,6 +1,6 @@
 """The native backend on this CPU against plain torch and against the reference, as ratios of times.
 
-    python benches/native_ratios.py [--columns 6272] [--small 784 1568] [--rounds 15]
+    python benches/native_ratios.py [--columns 6272] [--small 784 1568] [--rounds 15] [--only NAME]
 
 One layer of LLaVA-OneVision-7B: 28 query heads, 4 key heads, head dim 128, 64 text rows. Absolute times mean little on a
 shared machine, so the native backend and one other take turns in one process, A B A B, and their medians are compared.
@@ -74,7 +74,7 @@ class Prompt:
             "repeat_kv": baselines.text_rows,
             "grouped matmul": baselines.grouped_rows,
             "a matmul a key head": baselines.rows_by_part,
-            "the same, keys first": functools.partial(baselines.rows_by_part, keys_first=True),
+            "a matmul a key head, keys first": functools.partial(baselines.rows_by_part, keys_first=True),
             "a matmul a query head": functools.partial(baselines.rows_by_part, heads=1),
         }
         if self.dtype != torch.float32:

@@ -1,10 +1,11 @@
-// Tiles of an attention map on a CPU: rows in panels whose lanes are rows, keys in tiles, and what is done where they meet.
+// Tiles of an attention map on a CPU: rows in panels, keys in tiles, and which kernels run where they meet.
 //
-// The query heads that share a key head, times the text rows, are its "packed rows": row r is head r / T of the group and
-// text row r % T.
+// The query heads that share a key head, times the text rows, are its "packed rows": row r is head r / T of the group
+// and text row r % T.
 #pragma once
 
 #include <algorithm>
+#include <cstring>
 #include <memory>
 #include <utility>
 #include <vector>
@@ -21,7 +22,9 @@ namespace adatp {
 namespace detail {
 
 constexpr float LOG2_E = 1.4426950408889634f;
-// Keys that meet a panel, or all panels, while they are in the first-level cache; a multiple of the keys of one product.
+// The most that any instructions have: rows of a panel, floats of a register.
+constexpr int64_t MOST_ROWS = 32, MOST_LANES = 16;
+// Keys that meet a panel, or all panels, while they are in the first-level cache; a multiple of one product's.
 constexpr int64_t TILE_KEYS = 48;
 
 // Memory for so many floats, uninitialised, which begins where a cache line does: vectors that lie across two are slow.
@@ -56,13 +59,13 @@ struct Panel {
 
 // What column_sums_tile.inl has for one set of instructions and one type of the elements multiplied.
 struct TileKernels {
-  int rows, width;
+  int rows;       // of a panel
   bool dot_bf16;  // elements are bfloat16, two by two; float32 otherwise
   void (*update_lse)(const KeyTile&, const Panel&, float*, float*, float*, float*);
+  void (*lse_of_parts)(const float*, const float*, int64_t, int64_t, float*);
   void (*add_probabilities)(const KeyTile&, const Panel&, const float*, float*);
   void (*sum_lanes)(const float*, int64_t, float*);
   void (*sum_numerators)(const float*, int64_t, const float*, const float*, float*);
-  void (*lse_of_parts)(const float*, const float*, int64_t, int64_t, float*);
   void (*widen)(const void*, DType, int64_t, int64_t, int64_t, int64_t, float*);
 };
 
@@ -176,7 +179,9 @@ class PackedRows {
         return query[begin + d * step];
       });
     } else {
-      interleave(packed, a.dim, [=, &a](int64_t begin, int64_t d) { return to_float(a.query, begin + d * step, a.dtype); });
+      interleave(packed, a.dim, [=, &a](int64_t begin, int64_t d) {
+        return to_float(a.query, begin + d * step, a.dtype);
+      });
     }
   }
 

@@ -1,9 +1,9 @@
 // Row LSE and text-to-visual column sums on a CPU: the probabilities of a map that is never written down.
 //
-// Without an LSE a thread takes one panel of rows at a time and passes over the keys once: what it exponentiates for the
-// LSE, relative to the largest score so far, it keeps, and when the LSE is known those numerators need one factor a tile
-// and row to be probabilities. Where an LSE is all that is wanted, or given, tiles of keys are what threads share out,
-// and each tile meets all panels while it is in the cache. Every number has its own place and its own order of
+// Without an LSE a thread takes one panel of rows at a time and passes over the keys once: what it exponentiates for
+// the LSE, relative to the largest score so far, it keeps, and when the LSE is known those numerators need one factor a
+// tile and row to be probabilities. Where an LSE is all that is wanted, or given, tiles of keys are what threads share
+// out, and each tile meets all panels while it is in the cache. Every number has its own place and its own order of
 // summation, and what is kept depends on sizes alone, so that results depend neither on the threads nor on the caches.
 //
 // Errors: an exponential 2^x is off by 2e-7 and, as x is rounded, by another 4.2e-8 · |x|, relatively. From a score at
@@ -12,10 +12,11 @@
 // of scores and LSE, in float32, comes on top in the same way.
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <limits>
-#include <memory>
-#include <thread>
+#include <mutex>
+#include <utility>
 #include <vector>
 
 #include "adatp/arguments.h"
@@ -101,7 +102,7 @@ class Head {
       KeyTiles tiles(tiling_);
       const int64_t begin = first + number * TILE_KEYS;
       const KeyTile tile = tiles.tile(batch_, head_, begin, last);
-      alignas(64) float lanes[TILE_KEYS * 16] = {}, sums[TILE_KEYS];
+      alignas(64) float lanes[TILE_KEYS * MOST_LANES] = {}, sums[TILE_KEYS];
       for (int64_t p = 0; p < tiling_.panels; ++p)
         kernels.add_probabilities(tile, rows_.panel(p), lse_.data() + p * kernels.rows, lanes);
       kernels.sum_lanes(lanes, tile.count, sums);
@@ -131,21 +132,21 @@ class PanelSums {
         tiles_(tiling),
         numerators_((kept_ + 1) * tile_size()),
         shifts_((kept_ + 1) * tiling.kernels.rows),
-        sums_(last - first) {}
+        maxima_(parts() * tiling.kernels.rows),
+        part_sums_(maxima_.size()) {}
 
-  // The sums of one panel, [last - first]; valid until the next call.
-  const float* operator()(int64_t batch, int64_t head, int64_t panel) {
+  // The sums of one panel, [last - first].
+  std::vector<float> operator()(int64_t batch, int64_t head, int64_t panel) {
     rows_.pack(batch, head, panel, 0);
     compute_lse(batch, head);
     silence(tiling_, batch, panel, lse_);
-    sum_columns(batch, head);
-    return sums_.data();
+    return sum_columns(batch, head);
   }
 
  private:
-  static constexpr int64_t MAX_ROWS = 32;
-
   int64_t tile_size() const { return TILE_KEYS * tiling_.kernels.rows; }
+
+  int64_t parts() const { return (end_ + PART_KEYS - 1) / PART_KEYS; }
 
   // Where a tile's numerators are kept; what is not kept shares the last place.
   int64_t place_of(int64_t tile) const {
@@ -154,63 +155,69 @@ class PanelSums {
   }
 
   void compute_lse(int64_t batch, int64_t head) {
-    const int64_t rows = tiling_.kernels.rows, parts = (end_ + PART_KEYS - 1) / PART_KEYS;
-    maxima_.assign(parts * rows, -INF);
-    part_sums_.assign(parts * rows, 0.0f);
+    const int64_t rows = tiling_.kernels.rows;
+    std::fill(maxima_.begin(), maxima_.end(), -INF);
+    std::fill(part_sums_.begin(), part_sums_.end(), 0.0f);
     for (int64_t key = 0; key < end_; key += TILE_KEYS) {
       const int64_t part = key / PART_KEYS * rows, place = place_of(key / TILE_KEYS);
       tiling_.kernels.update_lse(tiles_.tile(batch, head, key, end_), rows_.panel(0), &maxima_[part], &part_sums_[part],
                                  numerators_ + place * tile_size(), shifts_ + place * rows);
     }
-    tiling_.kernels.lse_of_parts(maxima_.data(), part_sums_.data(), parts, rows, lse_);
+    tiling_.kernels.lse_of_parts(maxima_.data(), part_sums_.data(), parts(), rows, lse_);
   }
 
-  void sum_columns(int64_t batch, int64_t head) {
+  std::vector<float> sum_columns(int64_t batch, int64_t head) {
     const TileKernels& kernels = tiling_.kernels;
+    std::vector<float> scores(last_ - first_);
     alignas(64) float sums[TILE_KEYS];
     for (int64_t number = first_tile_; number * TILE_KEYS < last_; ++number) {
       const int64_t key = number * TILE_KEYS, count = std::min(TILE_KEYS, end_ - key), place = place_of(number);
       if (place < kept_) {
-        kernels.sum_numerators(numerators_ + place * tile_size(), count, shifts_ + place * kernels.rows,
-                               lse_, sums);
+        kernels.sum_numerators(numerators_ + place * tile_size(), count, shifts_ + place * kernels.rows, lse_, sums);
       } else {
-        alignas(64) float lanes[TILE_KEYS * 16] = {};
+        alignas(64) float lanes[TILE_KEYS * MOST_LANES] = {};
         kernels.add_probabilities(tiles_.tile(batch, head, key, end_), rows_.panel(0), lse_, lanes);
         kernels.sum_lanes(lanes, count, sums);
       }
       for (int64_t k = std::max<int64_t>(0, first_ - key); k < std::min(count, last_ - key); ++k)
-        *(sums_ + (key + k - first_)) = sums[k];
+        scores[key + k - first_] = sums[k];
     }
+    return scores;
   }
 
   const Tiling& tiling_;
   const int64_t first_, last_, first_tile_, end_, kept_;
   PackedRows rows_;
   KeyTiles tiles_;
-  const Memory numerators_, shifts_, sums_;
+  const Memory numerators_, shifts_;
   std::vector<float> maxima_, part_sums_;
-  alignas(64) float lse_[MAX_ROWS];
+  alignas(64) float lse_[MOST_ROWS];
 };
 
 // Adds to scores [B, last - first] the probabilities of those keys over all rows, in one pass.
 template <class Parallel>
 void add_panels(const Tiling& tiling, int64_t first, int64_t last, float* scores, const Parallel& parallel) {
   const Attention& a = tiling.attention;
-  const int64_t panels = a.batch * a.kv_heads * tiling.panels;
+  const int64_t panels = a.batch * a.kv_heads * tiling.panels, columns = last - first;
   // A thread goes on with the next panel as long as there is one, so that its memory is allocated once. Sums are added
-  // in the order of the panels: who has finished one waits for those before it, which others are at work on.
-  std::atomic<int64_t> next{0}, added{0};
+  // in the order of the panels: those that are ready too early wait here, nobody waits for them.
+  std::atomic<int64_t> next{0};
+  std::mutex mutex;
+  std::vector<std::vector<float>> ready(panels);
+  int64_t added = 0;
   parallel(panels, grain_of(tiling.work(a.keys)), [&](int64_t) {
-    int64_t number = next++;
-    if (number >= panels) return;
+    if (next >= panels) return;
     PanelSums sums_of(tiling, first, last);
-    for (; number < panels; number = next++) {
-      const int64_t head = number / tiling.panels, batch = head / a.kv_heads;
-      const float* sums = sums_of(batch, head % a.kv_heads, number % tiling.panels);
-      while (added.load(std::memory_order_acquire) != number) std::this_thread::yield();
-      float* own = scores + batch * (last - first);
-      for (int64_t j = 0; j < last - first; ++j) own[j] += sums[j];
-      added.store(number + 1, std::memory_order_release);
+    for (int64_t number = next++; number < panels; number = next++) {
+      const int64_t head = number / tiling.panels;
+      std::vector<float> sums = sums_of(head / a.kv_heads, head % a.kv_heads, number % tiling.panels);
+      const std::lock_guard lock(mutex);
+      ready[number] = std::move(sums);
+      for (; added < panels && !ready[added].empty(); ++added) {
+        float* own = scores + added / tiling.panels / a.kv_heads * columns;
+        for (int64_t j = 0; j < columns; ++j) own[j] += ready[added][j];
+        ready[added] = std::vector<float>();  // whose memory goes, other than with {}
+      }
     }
   });
 }
@@ -234,8 +241,8 @@ void row_lse(const Attention& attention, float* lse, const Parallel& parallel, I
 // scores [B, last - first]: the mean, over heads and rows in the mask, of the probabilities of the keys [first, last).
 // `lse` is natural, [B, Hq, T] with the strides given, or null.
 template <class Parallel>
-void column_sums(const Attention& attention, const float* lse, const int64_t (&lse_strides)[3], int64_t first, int64_t last,
-                 float* scores, const Parallel& parallel, Isa isa = best_isa()) {
+void column_sums(const Attention& attention, const float* lse, const int64_t (&lse_strides)[3], int64_t first,
+                 int64_t last, float* scores, const Parallel& parallel, Isa isa = best_isa()) {
   const detail::Tiling tiling(attention, isa);
   const int64_t columns = last - first;
   std::fill(scores, scores + attention.batch * columns, 0.0f);

@@ -1,13 +1,13 @@
-// The inner loops of attention_tiles.h for one set of instructions; included once for each, inside a namespace of its own.
+// The inner loops of attention_tiles.h for one set of instructions; included once for each, in a namespace of its own.
 //
-// ADATP_WIDTH: floats in a vector register; ADATP_KEYS: keys that are multiplied together with a panel of two registers.
+// ADATP_WIDTH: floats in a vector register; ADATP_KEYS: keys that are multiplied at once with a panel of two registers.
 // ADATP_DOT_BF16: whether pairs of bfloat16 are multiplied as they are.
 //
 // A lane is a row: the maximum, the sum and the LSE of a row never leave their lane, and a key's elements are
 // broadcast from where they lie. The ADATP_KEYS × 2 accumulators of a product stay in registers.
 
 constexpr int WIDTH = ADATP_WIDTH, VECTORS = 2, ROWS = WIDTH * VECTORS, KEYS = ADATP_KEYS;
-static_assert(TILE_KEYS % KEYS == 0 && TILE_KEYS % WIDTH == 0);
+static_assert(TILE_KEYS % KEYS == 0 && TILE_KEYS % WIDTH == 0 && ROWS <= MOST_ROWS && WIDTH <= MOST_LANES);
 
 typedef float Floats __attribute__((vector_size(WIDTH * 4)));
 typedef int32_t Ints __attribute__((vector_size(WIDTH * 4)));
@@ -56,7 +56,7 @@ ADATP_INLINE Floats only(Ints lanes, Floats value) {
 // 2^x with a relative error below 2e-7; 0 below 2^-127, infinity from 2^128 on, NaN for NaN.
 ADATP_INLINE Floats exp2(Floats x) {
   x = smaller(splat(128.0f), larger(splat(-127.0f), x));
-  // 1.5 · 2^23 and a float's exponent of 1: a sum with it is rounded to an integer, and ends in the bits of the exponent.
+  // 1.5 · 2^23 and the exponent of 1: a sum with it is rounded to an integer, and ends in the bits of the exponent.
   const Floats magic = splat(12582912.0f + 127.0f);
   const Floats shifted = x + magic;
   const Floats r = x - (shifted - magic);  // [-0.5, 0.5]
@@ -151,15 +151,14 @@ ADATP_INLINE void scores_of(const KeyTile& tile, const Panel& panel, float* scor
       float* own = scores + k * ROWS + v * WIDTH;
       Ints seen;
       __builtin_memcpy(&seen, panel.last_seen + v * WIDTH, sizeof(seen));
-      const bool any = !hidden;
-      const Ints visible = any ? Ints(int32_t(column - tile.origin) <= seen) : Ints{};
+      const Ints visible = hidden ? Ints{} : Ints(int32_t(column - tile.origin) <= seen);
       store(own, visible ? load(own) : splat(-__builtin_inff()));
     }
   }
 }
 
-// Takes a tile of keys into the running maximum and sum, [ROWS] each and in base 2, of a panel's rows. Leaves behind what
-// was summed up, numerators[k][row] = 2^(score − shift[row]), and the shift, which is that maximum made finite.
+// Takes a tile of keys into the running maximum and sum, [ROWS] each and in base 2, of a panel's rows. Leaves behind
+// what was summed up, numerators[k][row] = 2^(score − shift[row]), and the shift, which is that maximum made finite.
 template <class Element>
 void update_lse(const KeyTile& tile, const Panel& panel, float* maximum, float* sum, float* numerators, float* shift) {
   scores_of<Element>(tile, panel, numerators);
@@ -197,8 +196,8 @@ void lse_of_parts(const float* maxima, const float* sums, int64_t parts, int64_t
   }
 }
 
-// Adds to lanes [count][WIDTH] the probabilities of a tile's keys over a panel's rows; `lse` [ROWS] is in base 2, and −∞
-// for a row that does not count.
+// Adds to lanes [count][WIDTH] the probabilities of a tile's keys over a panel's rows; `lse` [ROWS] is in base 2, and
+// −∞ for a row that does not count.
 template <class Element>
 void add_probabilities(const KeyTile& tile, const Panel& panel, const float* lse, float* lanes) {
   alignas(64) float scores[TILE_KEYS * ROWS];
@@ -248,8 +247,8 @@ void sum_lanes(const float* lanes, int64_t count, float* sums) {
   }
 }
 
-// sums[k] = Σ_row numerators[k][row] · 2^(shift[row] − lse[row]): the probabilities of keys over a panel's rows. Up to the
-// next multiple of WIDTH numerators may be read, and sums written. `lse` is in base 2, and −∞ for a row that does not count.
+// sums[k] = Σ_row numerators[k][row] · 2^(shift[row] − lse[row]): the probabilities of keys over a panel's rows. Up to
+// the next multiple of WIDTH numerators may be read, and sums written. `lse` is as for add_probabilities.
 void sum_numerators(const float* numerators, int64_t count, const float* shift, const float* lse, float* sums) {
   Floats weights[VECTORS];
   Ints counts[VECTORS];
@@ -281,7 +280,7 @@ void widen(const void* keys, DType dtype, int64_t count, int64_t dim, int64_t ke
 #if ADATP_WIDTH == 16
     if (stride == 1)
       for (; d + WIDTH <= dim; d += WIDTH)
-        store(wide + d, (Floats)_mm512_maskz_cvtph_ps(0xFFFF, _mm256_loadu_si256(reinterpret_cast<const __m256i*>(key + d))));
+        store(wide + d, (Floats)_mm512_maskz_cvtph_ps(0xFFFF, _mm256_loadu_si256((const __m256i*)(key + d))));
 #endif
     if (stride == 1)
       for (; d < dim; ++d) wide[d] = float16_to_float(key[d]);
@@ -292,7 +291,7 @@ void widen(const void* keys, DType dtype, int64_t count, int64_t dim, int64_t ke
 
 template <class Element>
 TileKernels kernels() {
-  return {ROWS, WIDTH, sizeof(Element) == 2, update_lse<Element>, add_probabilities<Element>, sum_lanes, sum_numerators,
-          lse_of_parts, widen};
+  return {ROWS, sizeof(Element) == 2, update_lse<Element>, lse_of_parts, add_probabilities<Element>, sum_lanes,
+          sum_numerators, widen};
 }
 #undef ADATP_INLINE

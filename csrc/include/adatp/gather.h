@@ -13,8 +13,17 @@ namespace adatp {
 
 namespace detail {
 
-// Tokens that a thread moves at a time.
-constexpr int64_t CHUNK = 64;
+// What a thread moves at a time: so many bytes, of as many tokens as that makes, within limits. Threads get equally
+// many neighbouring chunks, so all chunks must be about as large, whatever the tensor.
+constexpr int64_t CHUNK_BYTES = 1 << 15, MOST_TOKENS = 256;
+
+// Tokens of one chunk.
+inline int64_t chunk_of(const Transfer& t, const Tokens& tokens) {
+  int64_t bytes = t.element_size;
+  for (int64_t d = 0; d < t.dims; ++d)
+    if (d != t.token_dim && !(tokens.batch > 1 && d == t.batch_dim)) bytes *= t.target_sizes[d];
+  return std::clamp<int64_t>(CHUNK_BYTES / bytes, 1, MOST_TOKENS);
+}
 
 template <int64_t Bytes>
 void copy_pieces(const char* source, char* target, const int64_t* tokens, int64_t count, int64_t source_token,
@@ -36,10 +45,9 @@ inline void copy_pieces(const char* source, char* target, const int64_t* tokens,
   }
 }
 
-// Up to CHUNK tokens of one batch row, for every element of the dimensions before and behind the tokens.
-inline void move_chunk(const Transfer& t, const Tokens& tokens, int64_t batch, int64_t first) {
-  int64_t chosen[CHUNK];
-  const int64_t count = std::min(CHUNK, tokens.count - first);
+// `count` tokens of one batch row, at most MOST_TOKENS, for every element of the dimensions before and behind them.
+inline void move_chunk(const Transfer& t, const Tokens& tokens, int64_t batch, int64_t first, int64_t count) {
+  int64_t chosen[MOST_TOKENS];
   for (int64_t i = 0; i < count; ++i)
     chosen[i] = tokens.data[batch * tokens.strides[0] + (first + i) * tokens.strides[1]];
   const char* source = static_cast<const char*>(t.source);
@@ -85,18 +93,20 @@ inline void move_chunk(const Transfer& t, const Tokens& tokens, int64_t batch, i
 // Every transfer, of tensors that are not empty. `parallel` is as in column_sums.h.
 template <class Parallel>
 void gather(const Tokens& tokens, const std::vector<Transfer>& transfers, const Parallel& parallel) {
-  const int64_t chunks = (tokens.count + detail::CHUNK - 1) / detail::CHUNK;
-  const int64_t tasks = int64_t(transfers.size()) * tokens.batch * chunks;
-  if (tasks == 0) return;
-  int64_t bytes = 0;
+  // Of every transfer, the number of its first chunk; they count batch row by batch row.
+  std::vector<int64_t> firsts;
+  int64_t tasks = 0;
   for (const Transfer& t : transfers) {
-    int64_t all = t.element_size;
-    for (int64_t d = 0; d < t.dims; ++d) all *= t.target_sizes[d];
-    bytes += all;
+    const int64_t chunk = detail::chunk_of(t, tokens);
+    firsts.push_back(tasks);
+    tasks += tokens.batch * ((tokens.count + chunk - 1) / chunk);
   }
-  parallel(tasks, grain_of(bytes / tasks), [&](int64_t task) {
-    const int64_t chunk = task % chunks, batch = task / chunks % tokens.batch;
-    detail::move_chunk(transfers[task / chunks / tokens.batch], tokens, batch, chunk * detail::CHUNK);
+  parallel(tasks, grain_of(detail::CHUNK_BYTES), [&](int64_t task) {
+    const int64_t number = std::upper_bound(firsts.begin(), firsts.end(), task) - firsts.begin() - 1;
+    const Transfer& t = transfers[number];
+    const int64_t chunk = detail::chunk_of(t, tokens), chunks = (tokens.count + chunk - 1) / chunk;
+    const int64_t own = task - firsts[number], first = own % chunks * chunk;
+    detail::move_chunk(t, tokens, own / chunks, first, std::min(chunk, tokens.count - first));
   });
 }
 

@@ -177,6 +177,19 @@ def test_what_it_leaves_to_the_reference():
     assert ops.column_sums(query[0], key[0], query_start=6, key_range=(0, 9), lse=lse).requires_grad
 
 
+@pytest.mark.parametrize("batch", [1, 3])
+def test_gather_in_chunks_of_any_size(batch):
+    """Tokens of 2 bytes, of a few hundred and of more than a chunk; together, and without any that stay."""
+    random = torch.Generator().manual_seed(0)
+    shapes, dims = [(batch, 1000), (2, batch, 1000, 70), (1, 1000, 9000), (batch, 3, 1000)], [1, (1, 2), 1, 2]
+    tensors = [torch.randint(-99, 99, shape, generator=random, dtype=torch.int16) for shape in shapes]
+    for count in (0, 1, 255, 256, 257, 700):
+        indices = torch.randint(0, 1000, (batch, count), generator=random)
+        expected = ops.gather(indices, *tensors, dims=dims, backend="reference")
+        actual = ops.gather(indices, *tensors, dims=dims, backend="native")
+        assert all(a.equal(b) for a, b in zip(actual, expected, strict=True))
+
+
 def test_an_empty_batch():
     with pytest.raises(ValueError, match="^dims: batch and token dimension"):
         ops.gather(torch.zeros(0, 3, dtype=torch.long), torch.ones(5), dims=0)
