@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable
-from contextlib import nullcontext
 
 import torch
 from torch import Tensor
@@ -18,9 +17,7 @@ NEG_INF = reference.NEG_INF
 def run(call: Call) -> tuple[Tensor, Tensor]:
     """Output and LSE of a dense call."""
     start = call.offset if call.causal else call.key.shape[2]
-    device = call.query.device.type
-    # Autocast would make half-precision products of what is widened here; not every device has it.
-    with torch.autocast(device, enabled=False) if torch.amp.is_autocast_available(device) else nullcontext():
+    with reference.without_autocast(call.query.device):
         logits = reference.visible_logits(call.query, call.key, start, 0, call.scale, None)  # [B, Hkv, G, T, N]
         if call.mask is not None:
             mask = call.mask

@@ -26,7 +26,7 @@ def row_lse(
 ) -> Tensor:
     """Log-sum-exp of every query row over the keys it may see.
 
-    Only for attention that does not return it; see ``attention.py`` for attention that does.
+    Only for attention that does not return it; see ``adatp_kernels/attention`` for attention that does.
 
     Parameters
     ----------

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, nullcontext
 
 import torch
 from torch import Tensor
@@ -22,6 +23,12 @@ def refuses(operation: str, *tensors: Tensor, moved: Sequence[Tensor] = ()) -> s
     return None
 
 
+def without_autocast(device: torch.device) -> AbstractContextManager:
+    """Within, products are made in what was widened for them; autocast would round it again. Not every device has it."""
+    available = torch.amp.is_autocast_available(device.type)
+    return torch.autocast(device.type, enabled=False) if available else nullcontext()
+
+
 def visible_logits(
     query: Tensor, key: Tensor, query_start: int, first_key: int, scale: float, key_mask: Tensor | None
 ) -> Tensor:
@@ -34,7 +41,8 @@ def visible_logits(
     dtype = torch.promote_types(query.dtype, torch.float32)
     # The heads that share a key head become rows of one matrix product; keys are never repeated.
     packed = query.to(dtype).reshape(batch, kv_heads, query_heads // kv_heads * rows, dim)  # [B, Hkv, G·T, D]
-    logits = (packed @ key.to(dtype).transpose(-1, -2) * scale).view(batch, kv_heads, -1, rows, columns)
+    with without_autocast(query.device):
+        logits = (packed @ key.to(dtype).transpose(-1, -2) * scale).view(batch, kv_heads, -1, rows, columns)
     row = torch.arange(rows, device=query.device) + query_start
     column = torch.arange(columns, device=query.device) + first_key
     visible = column <= row[:, None]  # [T, N]

@@ -284,3 +284,14 @@ def test_column_sums_mistakes(changes, argument):
     query, key = inputs(3, 37, 64)
     with names(argument):
         column_sums(**({"query": query, "key": key, "query_start": 34, "key_range": (0, 30)} | changes))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_autocast_rounds_nothing(dtype):
+    """Scores are made in float32 on every backend, as `ops` says, also where a caller's own products are not."""
+    query, key = inputs(3, 37, 64, dtype=dtype)
+    where = {"query_start": 34, "key_range": (0, 30)}
+    expected = column_sums(query, key, **where), row_lse(query, key, query_start=34)
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        actual = column_sums(query, key, **where), row_lse(query, key, query_start=34)
+    assert all(a.dtype == torch.float32 and a.equal(b) for a, b in zip(actual, expected, strict=True))
