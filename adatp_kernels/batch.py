@@ -75,6 +75,11 @@ class Batch:
         return tuple(longest - text - kept for text, kept in zip(self.texts, self.kept_padding, strict=True))
 
     @cached_property
+    def most_asking(self) -> int:
+        """Columns from behind the first row's last visual token on, at least one."""
+        return max(1, *self.tails)
+
+    @cached_property
     def tails(self) -> tuple[int, ...]:
         """Columns after the last visual token of each row; no stage changes them."""
         return tuple(self.length - last for _, last in self.key_ranges)

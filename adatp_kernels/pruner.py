@@ -206,10 +206,11 @@ class AdaTPPruner(nn.Module):
         first, last = state.key_range
         older = key.shape[2] - length
         # From the first row's last visual token on; a baseline needs no text after it: its scores come from elsewhere.
-        asking = 1 if config.queries == "last" else max(1, *state._batch.tails)
+        asking = 1 if config.queries == "last" else state._batch.most_asking
         row = length - asking
-        segments, positions = state._columns
-        prior, scores = (None if values is None else values[:, first:last] for values in (state._prior, state._scores))
+        segments, positions = state.columns()
+        prior = None if state._prior is None else state._prior[:, first:last]
+        scores = None if state._scores is None else state._scores[:, first:last]
         if config.score == "uniform":
             scores = _even_stride(segments, step.budgets, state.num_segments)
         scoring = Scoring(

@@ -73,9 +73,9 @@ class PruningState:
     # What scores are multiplied with, and scores that are there from the beginning, each float32 [B, L].
     _prior: Tensor | None
     _scores: Tensor | None
-    # Segments and positions of the columns in `key_range`, [B, v1-v0]. Of positions those of the prompt as it came are enough
-    # under strict deduplication: no later stage looks at them.
-    _columns: tuple[Tensor, Tensor]
+    # Segments and positions of the columns in `key_range`, [B, v1-v0], of the prompt as it came. Under strict deduplication
+    # no later stage looks at positions.
+    _columns: tuple[Tensor, Tensor] | None
     # What the last stage was called with.
     _accepted: Accepted | None = None
 
@@ -110,10 +110,18 @@ class PruningState:
                 for step in self._remaining
             ),
             _tokens=self._tokens.to(device),
-            _columns=(self._columns[0].to(device), self._columns[1].to(device)),
+            _columns=None if self._columns is None else (self._columns[0].to(device), self._columns[1].to(device)),
             _prior=moved(self._prior),
             _scores=moved(self._scores),
         )
+
+    def columns(self) -> tuple[Tensor, Tensor]:
+        """Segments and positions of the columns in `key_range`, as `ops.select` takes them."""
+        if self._columns is not None:
+            return self._columns
+        (first, last), tokens = self.key_range, self._tokens
+        segments = tokens[1, :, first:last]
+        return segments, tokens[2, :, first:last] if tokens.shape[0] > 2 else segments
 
     def following(
         self, accepted: Accepted, tokens: Tensor, prior: Tensor | None, scores: Tensor | None
@@ -123,7 +131,7 @@ class PruningState:
         state = object.__new__(PruningState)  # `replace` takes some times as long
         vars(state).update(
             vars(self), _accepted=accepted, length=step.length, key_range=step.key_range, _remaining=rest, _tokens=tokens, _prior=prior,
-            _scores=scores, _columns=_columns_of(tokens, *step.key_range),
+            _scores=scores, _columns=None,
         )  # fmt: skip
         vars(state).pop("kept", None)
         return state
@@ -158,9 +166,3 @@ class PruningState:
         """Visual tokens that are left of the first prompt."""
         batch = self._batch
         return self.length - batch.texts[0] - (batch.kept_padding if self.length < batch.length else batch.padding)[0]
-
-
-def _columns_of(tokens: Tensor, first: int, last: int) -> tuple[Tensor, Tensor]:
-    """Segments and positions of some columns; where there are no positions any more, the segments twice."""
-    segments = tokens[1, :, first:last]
-    return segments, tokens[2, :, first:last] if tokens.shape[0] > 2 else segments

@@ -18,6 +18,7 @@ from adatp_kernels.ops import reference
 from adatp_kernels.ops.arguments import Selection
 
 FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+_LSE = (torch.float32, torch.float64)
 INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
@@ -141,8 +142,9 @@ def column_range(key_range: Any, num_keys: int) -> tuple[int, int]:
 def row_tensors(query: Tensor, lse: Tensor | None, query_mask: Tensor | None) -> None:
     """Check what belongs to the query's rows."""
     if lse is not None:
-        tensor("lse", lse, (torch.float32, torch.float64), query.device)
-        shape("lse", lse, query.shape[:3], "[B, Hq, T]")
+        tensor("lse", lse, _LSE, query.device)
+        if lse.shape != query.shape[:3]:
+            shape("lse", lse, query.shape[:3], "[B, Hq, T]")
     if query_mask is not None:
         tensor("query_mask", query_mask, (torch.bool,), query.device)
         shape("query_mask", query_mask, (query.shape[0], query.shape[2]), "[B, T]")

@@ -9,6 +9,7 @@ is always the same.
 from __future__ import annotations
 
 import functools
+from typing import Any
 
 import torch
 import triton
@@ -191,12 +192,16 @@ _launch_column_sums, _launch_mean = Launcher(_column_sums_kernel), Launcher(_mea
 
 
 @functools.lru_cache(maxsize=256)
-def _product(tile: Tile, dim: int, group: int, rows: int) -> dict[str, int]:
-    """The constants that say how the product is tiled."""
+def _constants(
+    causal: bool, tile: Tile, dim: int, group: int, rows: int, splits: int, masks: tuple[bool, bool], workspace: bool,
+    dtype: torch.dtype, follows: bool, signals: bool,
+) -> dict[str, Any]:  # fmt: skip
+    """What the kernel is compiled for."""
     heads, text = row_tile(tile, group, rows)
     return {
-        "GROUP": group, "HEAD_DIM": dim, "BLOCK_D": max(16, power_of_two(dim)), "BLOCK_H": heads, "BLOCK_T": text,
-        "BLOCK_N": tile.columns,
+        "CAUSAL": causal, "GROUP": group, "HEAD_DIM": dim, "BLOCK_D": max(16, power_of_two(dim)), "BLOCK_H": heads,
+        "BLOCK_T": text, "BLOCK_N": tile.columns, "SPLITS": splits, "HAS_KEY_MASK": masks[0], "HAS_QUERY_MASK": masks[1],
+        "HAS_WORKSPACE": workspace, "PRECISION": precision(dtype), "FOLLOWS": follows, "SIGNALS": signals,
     }  # fmt: skip
 
 
@@ -237,12 +242,10 @@ def partial_column_sums(scoring: Scoring, workspace: Tensor | None = None) -> Te
             1 if lse is not None else splits.shape[0],
             *((0, 0) if key_mask is None else key_mask.stride()), *((0, 0) if query_mask is None else query_mask.stride()),
         ),
-        {
-            "CAUSAL": last - 1 > query_start, **_product(tile, dim, group, rows), "SPLITS": most,
-            "HAS_KEY_MASK": key_mask is not None, "HAS_QUERY_MASK": query_mask is not None,
-            "HAS_WORKSPACE": workspace is not None, "PRECISION": precision(query.dtype),
-            **overlapping(query.device, follows=lse is None),
-        },
+        _constants(
+            last - 1 > query_start, tile, dim, group, rows, most, (key_mask is not None, query_mask is not None),
+            workspace is not None, query.dtype, *overlapping(query.device, follows=lse is None).values(),
+        ),
         num_warps=tile.warps, num_stages=tile.stages,
     )  # fmt: skip
     return partial

@@ -171,7 +171,9 @@ def gather(
 
     `follows` is said where another of our kernels was launched last; see `overlap.py`.
     """
-    sources = [_plain(tensor) if tensor.is_neg() or tensor.is_complex() else tensor for tensor in tensors]
+    sources = tensors
+    if True in [tensor.is_neg() or tensor.is_complex() for tensor in tensors]:
+        sources = [_plain(tensor) for tensor in tensors]
     given = tuple(
         [
             (source.shape, source.stride(), source.dtype, source.data_ptr() & 15, source.storage_offset() & 15, pair)
@@ -189,9 +191,10 @@ def gather(
         _launch(indices, launch, sources, targets, follows)
     for number in plan.by_torch:
         (targets[number],) = reference.gather(indices, [sources[number]], [dims[number]])
-    for number, tensor in enumerate(tensors):
-        if tensor.dtype == torch.complex128:
-            targets[number] = torch.view_as_complex(targets[number])
+    if sources is not tensors:
+        for number, tensor in enumerate(tensors):
+            if tensor.dtype == torch.complex128:
+                targets[number] = torch.view_as_complex(targets[number])
     return tuple(targets)
 
 

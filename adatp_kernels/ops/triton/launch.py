@@ -95,10 +95,14 @@ class Launcher:
             compiled = self._compile(grid, values if typed is None else typed(), constants, num_warps, num_stages)
             if self._remembers and compiled is not None:
                 self._compiled[key] = compiled
-        elif _listened_to():
+            return
+        runtime = knobs.runtime
+        enter, leave = runtime.launch_enter_hook, runtime.launch_exit_hook
+        if getattr(enter, "calls", enter) or getattr(leave, "calls", leave):  # a profiler wants to be told of launches
             compiled[grid](*values)
-        else:  # the same without asking nobody what he would like to know of every launch
-            stream = driver.active.get_current_stream(driver.active.get_current_device())
+        else:
+            active = driver.active
+            stream = active.get_current_stream(active.get_current_device())
             compiled.run(*grid, stream, compiled.function, compiled.packed_metadata, None, None, None, *values)
 
     def forget(self) -> None:
@@ -131,12 +135,6 @@ class Launcher:
         if len(chosen) > 1:
             return operator.itemgetter(*chosen)
         return lambda values: tuple([values[i] for i in chosen])
-
-
-def _listened_to() -> bool:
-    """Whether a profiler has asked Triton to be told of launches."""
-    hooks = (knobs.runtime.launch_enter_hook, knobs.runtime.launch_exit_hook)
-    return any([getattr(hook, "calls", hook) for hook in hooks])  # a chain of hooks, or a hook, or None
 
 
 def kinds_of(numbers: tuple[int, ...]) -> tuple[int, ...]:
