@@ -31,9 +31,10 @@ def prune(
     """As `functional.prune`; `dims` are each tensor's (batch, token)."""
     if torch.compiler.is_compiling():
         return compiled_prune(scoring, selection, scores, tensors, dims, sequence_start, backend)
-    query, key = scoring.query, scoring.key
-    deciding = (query, key) if scores is None else (query, key, scores)
-    run = implementation("prune", backend, *deciding, moved=tensors)
+    if scores is None:
+        run = implementation("prune", backend, scoring.query, scoring.key, moved=tensors)
+    else:
+        run = implementation("prune", backend, scoring.query, scoring.key, scores, moved=tensors)
     return run(scoring, selection, scores, tensors, dims, sequence_start, on_phase or _ignore)
 
 

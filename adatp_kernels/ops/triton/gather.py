@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import operator
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -160,6 +161,8 @@ class _Plan(NamedTuple):
     by_torch: list[int]  # what does not fold
 
 
+_is_neg, _is_complex = operator.methodcaller("is_neg"), operator.methodcaller("is_complex")
+
 # What is known of a tensor: shape, strides, dtype, its address and its storage offset modulo 16, (batch, token) dimension.
 _Given = tuple[torch.Size, tuple[int, ...], torch.dtype, int, int, tuple[int, int]]
 
@@ -172,7 +175,7 @@ def gather(
     `follows` is said where another of our kernels was launched last; see `overlap.py`.
     """
     sources = tensors
-    if True in [tensor.is_neg() or tensor.is_complex() for tensor in tensors]:
+    if any(map(_is_neg, tensors)) or any(map(_is_complex, tensors)):
         sources = [_plain(tensor) for tensor in tensors]
     given = tuple(
         [
