@@ -242,13 +242,9 @@ class _Draft:
 
     def plan(self, totals: Sequence[int]) -> PruningPlan:
         """The plan that keeps `totals`."""
-        stages = []
-        limits = self.caps
-        for layer, total in zip(self.layers, totals, strict=True):
-            limits = self.allocator.share(total, limits)
-            stages.append(Stage(layer, tuple(limits), total))
+        budgets = map(tuple, self.allocator.shares(totals, self.caps))
         return PruningPlan(
-            stages=tuple(stages),
+            stages=tuple(map(Stage, self.layers, budgets, totals)),
             tokens_per_layer=self.schedule.tokens_per_layer(totals),
             flops_ratio=self.schedule.flops_ratio(totals),
             target_flops=self.target,
