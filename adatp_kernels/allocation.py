@@ -26,46 +26,47 @@ class Allocator:
             level, filled, slope = left_at, filled + (left_at - level) * slope, slope + weight
         self._above_floors = level, filled, slope
 
-    def shares(self, totals: Sequence[int], caps: Sequence[int]) -> list[list[int]]:
+    def shares(self, totals: Sequence[int], caps: Sequence[int]) -> list[Sequence[int]]:
         """`share` of one total after the other, each with the shares of the one before it as caps; the first with `caps`."""
-        # Segments of one weight have one share before rounding, and most videos have few weights.
-        group_of: dict[float, int] = {}
-        groups = [group_of.setdefault(weight, len(group_of)) for weight in self.weights]
-        weights, counts = [*group_of], [0] * len(group_of)
-        for group in groups:
-            counts[group] += 1
-        start, filled, slope = self._above_floors
-        stages: list[list[int]] = []
-        room, lowest = sum(caps), None  # of each group the lowest cap, or less
+        weights, (start, filled, slope) = self.weights, self._above_floors
+        changes, segments = [-weight for weight in weights], range(len(weights))
+        room, stages = sum(caps), []
         for total in totals:
-            shared = None
-            if filled < total < room:
-                if lowest is None:
-                    lowest = [min(cap for cap, of in zip(caps, groups, strict=True) if of == g) for g in group_of.values()]
-                first = min(map(operator.truediv, lowest, weights))
-                if start < first and filled + (first - start) * slope >= total:  # no segment is at its floor or its cap
-                    level = start + (total - filled) / slope
-                    shares = [level * weight for weight in weights]
-                    kept = [int(share + 1e-9) for share in shares]
-                    left = total - sum(map(operator.mul, counts, kept))
-                    if left >= 0:
-                        shared = [kept[group] for group in groups]
-                    if left > 0:
-                        short = [*map(operator.sub, kept, shares)]
-                        of_segments = [short[group] for group in groups]
-                        order = sorted(range(len(groups)), key=of_segments.__getitem__)
-                        last = of_segments[order[left - 1]]
-                        # Where that one is next to nothing, or another's but for rounding, there is more to consider.
-                        if last < -1e-6 and not [x for x in short if -2e-9 < x - last < 2e-9 and x != last]:
+            if total < room:
+                shared = None
+                caps_reached = [*map(operator.truediv, caps, weights)]
+                first = min(caps_reached)
+                # Mostly all segments are above their floors before the first is at its cap. Then this is `share`, in one
+                # go: a plan has many stages, and calls would take longer than what is done in them.
+                if filled < total and start < first:
+                    level, reached, rises = start, filled, slope
+                    if filled + (first - start) * slope >= total:
+                        level += (total - filled) / slope
+                        shares = [level * weight for weight in weights]
+                    else:
+                        for at, change in sorted(zip(caps_reached, changes, strict=True)):
+                            step = (at - level) * rises
+                            if reached + step >= total and rises > 0:
+                                break
+                            level, reached, rises = at, reached + step, rises + change
+                        if rises > 0:
+                            level += (total - reached) / rises
+                        shares = [*map(min, caps, [level * weight for weight in weights])]
+                    shared = [int(share + 1e-9) for share in shares]
+                    left = total - sum(shared)
+                    if left:
+                        short = [*map(operator.sub, shared, shares)]
+                        order = sorted(segments, key=short.__getitem__)
+                        last = short[order[left - 1]]
+                        # Beside one that misses next to nothing, or as much as another but for rounding, `share` decides.
+                        if left > 0 and last < -1e-6 and not [x for x in short if -2e-9 < x - last < 2e-9 and x != last]:
                             for s in order[:left]:
                                 shared[s] += 1
                         else:
                             shared = None
-                    lowest = kept
-            if shared is None:
-                shared, lowest = self.share(total, caps), None
-            caps, room = shared, min(total, room)
-            stages.append(shared)
+                caps = self.share(total, caps) if shared is None else shared
+                room = sum(caps)
+            stages.append(caps)
         return stages
 
     def share(self, total: int, caps: Sequence[int]) -> list[int]:
