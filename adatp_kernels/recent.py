@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -15,8 +14,7 @@ MAX_STATES = 8
 MAX_BYTES = 1 << 25  # of what is known of every token, on the device; 24 to 32 bytes a column
 
 
-@dataclass(frozen=True, eq=False)
-class _Entry:
+class _Entry(NamedTuple):
     key: tuple[Any, ...]
     inputs: tuple[Tensor, ...]
     state: PruningState
@@ -81,9 +79,8 @@ def _versions(state: PruningState) -> int:
 def _tensors(state: PruningState) -> Iterator[Tensor]:
     yield from state.segments
     yield from _of_tokens(state)
-    for step in state._remaining:
+    for step in state._remaining[:1]:  # of what the later ones are views, too
         yield step.budgets
-        yield step.segment_ranges
     if state._asking is not None:
         yield state._asking
 
