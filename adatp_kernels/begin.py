@@ -15,6 +15,7 @@ from adatp_kernels.layout import VisualLayout
 from adatp_kernels.ops import checks
 from adatp_kernels.plan import PruningPlan, plans_of_checked
 from adatp_kernels.recent import RecentStates
+from adatp_kernels.schedule import RecentSchedules
 from adatp_kernels.segments import check_frames, checked_numbers, salient_segments, segment_bounds, segment_frames
 from adatp_kernels.state import PruningState, Step
 
@@ -78,7 +79,9 @@ def begin(
             layouts, frames = [_own(row) for row in layouts], [row.clone() for row in frames]
             priors = [row.clone() for row in priors]
             batch = Batch(tuple(layouts), length, paddings)
-            state = _state(config, decoder, batch, frames, numbers, scores, priors, batch_size, device)
+            state = _state(
+                config, decoder, recent.schedules, batch, frames, numbers, scores, priors, batch_size, device
+            )
             recent.add(key, _inputs(layouts, priors), state)
     return state
 
@@ -86,6 +89,7 @@ def begin(
 def _state(
     config: AdaTPConfig,
     decoder: dict[str, int],
+    schedules: RecentSchedules,
     batch: Batch,
     frames: Sequence[Tensor],
     numbers: Sequence[Sequence[int]],
@@ -105,7 +109,9 @@ def _state(
     for layout, of in zip(batch.layouts, frames, strict=True):
         check_frames(layout, of)
     bounds = [segment_bounds(layout, row) for layout, row in zip(batch.layouts, numbers, strict=True)]
-    plans = plans_of_checked(config, batch.layouts, frames, bounds, flags, surplus=batch.surplus, **decoder)
+    plans = plans_of_checked(
+        config, batch.layouts, frames, bounds, flags, surplus=batch.surplus, schedules=schedules, **decoder
+    )
     rows, prior, scores = copies * len(frames), None, None
     if priors:
         factors = [_prior_row(row, of, batch.length) for row, of in zip(priors, batch.layouts, strict=True)]

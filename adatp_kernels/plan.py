@@ -17,7 +17,7 @@ from adatp_kernels.allocation import Allocator
 from adatp_kernels.config import AdaTPConfig
 from adatp_kernels.errors import as_tensor, integer, number
 from adatp_kernels.layout import VisualLayout
-from adatp_kernels.schedule import Schedule, layer_flops
+from adatp_kernels.schedule import RecentSchedules, layer_flops
 from adatp_kernels.segments import cells_per_segment, check_frames, checked_numbers, segment_bounds
 
 
@@ -189,7 +189,10 @@ def make_plans(
         frames.append(ids)
         bounds.append(segment_bounds(layout, numbers))
         flags.append(_flags(of_segments, numbers[-1] + 1))
-    return plans_of_checked(config, layouts, frames, bounds, flags, surplus=surplus, num_layers=num_layers, **decoder)
+    return plans_of_checked(
+        config, layouts, frames, bounds, flags,
+        surplus=surplus, schedules=RecentSchedules(), num_layers=num_layers, **decoder,
+    )  # fmt: skip
 
 
 def plans_of_checked(
@@ -200,6 +203,7 @@ def plans_of_checked(
     flags: Sequence[Sequence[bool] | None],
     *,
     surplus: Sequence[int],
+    schedules: RecentSchedules,
     num_layers: int,
     **decoder: int,
 ) -> tuple[PruningPlan, ...]:
@@ -208,7 +212,7 @@ def plans_of_checked(
     # Python's integers: NumPy's, which the checks let pass, would overflow.
     num_layers, decoder = int(num_layers), {name: int(width) for name, width in decoder.items()}
     rows = zip(layouts, frames, bounds, flags, strict=True)
-    drafts = [_Draft(config, *row, layers, num_layers, decoder) for row in rows]
+    drafts = [_Draft(config, *row, schedules, layers, num_layers, decoder) for row in rows]
     room = min(sum(draft.caps) - extra for draft, extra in zip(drafts, surplus, strict=True))
     totals = [min(room, *stage) for stage in zip(*(draft.totals for draft in drafts), strict=True)]
     if any(surplus) and room < 1:
@@ -230,6 +234,7 @@ class _Draft:
         frames: Tensor,
         bounds: Sequence[int],
         flags: Sequence[bool] | None,
+        schedules: RecentSchedules,
         layers: tuple[int, ...],
         num_layers: int,
         decoder: dict[str, int],
@@ -239,15 +244,14 @@ class _Draft:
         self.caps = cells_per_segment(layout, frames) if config.spatial_dedup == "strict" else sizes
         boosts = [1.0] * len(sizes) if flags is None else [config.salient_boost if flag else 1.0 for flag in flags]
         self.allocator = Allocator([*map(operator.mul, sizes, boosts)])
-        self.schedule = Schedule(config, bounds[-1], sum(self.caps), layers, num_layers, decoder)
-        self.alpha = self.schedule.solve() if isinstance(config.schedule, str) else None
-        self.wanted, self.totals = self.schedule.wanted(self.alpha), self.schedule.totals(self.alpha)
+        self.schedule = schedules.schedule(config, bounds[-1], sum(self.caps), layers, num_layers, decoder)
+        self.alpha, self.wanted, self.totals = self.schedule.planned
 
     def plan(self, totals: Sequence[int]) -> PruningPlan:
         """The plan that keeps `totals`."""
         budgets = map(tuple, self.allocator.shares(totals, self.caps))
         return PruningPlan(
-            stages=tuple(map(Stage, self.layers, budgets, totals)),
+            stages=tuple(map(_stage, self.layers, budgets, totals)),
             tokens_per_layer=self.schedule.tokens_per_layer(totals),
             flops_ratio=self.schedule.flops_ratio(totals),
             target_flops=self.target,
@@ -255,6 +259,12 @@ class _Draft:
             capped=any(map(operator.gt, self.wanted, self.totals)),
             shared=any(map(operator.gt, self.totals, totals)),
         )
+
+
+def _stage(layer: int, budgets: tuple[int, ...], total: int) -> Stage:
+    stage = object.__new__(Stage)  # a frozen dataclass' own way takes some times as long
+    vars(stage).update(layer=layer, budgets=budgets, total=total)
+    return stage
 
 
 def _flags(salient: Tensor | None, num_segments: int) -> list[bool] | None:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import itertools
 import operator
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any, TypeVar
 
 from adatp_kernels.config import AdaTPConfig
 
 Count = TypeVar("Count", int, float)
+
+MAX_SCHEDULES = 16
 
 # How far the planned share of the FLOPs may lie above a target before the target counts as unreachable.
 TOLERANCE = 0.005
@@ -19,6 +22,42 @@ def layer_flops(tokens: Count, hidden_size: int, key_width: int, mlp_width: int)
     """`visual_flops` without its checks; exact where `tokens` is an int."""
     n, d = tokens, hidden_size
     return 2 * n * d * key_width + 2 * n * d * d + 2 * n * n * d + 3 * n * d * mlp_width
+
+
+class RecentSchedules:
+    """Schedules of the last few numbers of tokens and caps: videos of one length differ in neither, or in the caps only.
+
+    At most `MAX_SCHEDULES`. As in `RecentStates` there is no lock, and a copy, and what comes back from a pickle, is empty.
+    """
+
+    def __init__(self) -> None:
+        self._entries: tuple[tuple[tuple[Any, ...], Schedule], ...] = ()
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __reduce__(self) -> tuple[type[RecentSchedules], tuple[()]]:
+        return RecentSchedules, ()
+
+    def schedule(
+        self,
+        config: AdaTPConfig,
+        tokens: int,
+        cap: int,
+        layers: tuple[int, ...],
+        num_layers: int,
+        decoder: dict[str, int],
+    ) -> Schedule:
+        """The `Schedule` of these arguments; it never changes."""
+        key = (tokens, cap, config, num_layers, layers, tuple(decoder.items()))
+        entries = self._entries
+        for known, schedule in entries:
+            if known == key:
+                return schedule
+        schedule = Schedule(config, tokens, cap, layers, num_layers, decoder)
+        schedule.planned  # noqa: B018 - which is what takes long, or is refused
+        self._entries = ((key, schedule), *entries)[:MAX_SCHEDULES]
+        return schedule
 
 
 class Schedule:
@@ -57,6 +96,13 @@ class Schedule:
         self.linear = layer_flops(1, **decoder) - self.quadratic
         a_layer = layer_flops(tokens, **decoder)
         self.before, self.unpruned = self.whole * a_layer, num_layers * a_layer
+
+    @cached_property
+    def planned(self) -> tuple[float | None, list[int], list[int]]:
+        """The α that meets the target, None with an explicit schedule, and its `wanted` and `totals`."""
+        alpha = self.solve() if isinstance(self.config.schedule, str) else None
+        wanted = self.wanted(alpha)
+        return alpha, wanted, self._capped(wanted)
 
     def wanted(self, alpha: float | None) -> list[int]:
         """Totals as scheduled, before the caps, which never rise; `alpha` is None with an explicit schedule."""

@@ -104,7 +104,7 @@ def checked_numbers(segments: Tensor) -> tuple[Tensor, list[int]]:
 
 def check_frames(layout: VisualLayout, ids: Tensor) -> None:
     """An error unless `ids`, as `check_segments` returns them, are one for each of the layout's frames."""
-    if len(ids) != layout.num_frames:
+    if ids.shape[0] != layout.num_frames:
         raise ValueError(
             f"segments: expected one entry for each of the layout's {layout.num_frames} frames, got {len(ids)}"
         )
