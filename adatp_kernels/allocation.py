@@ -1,7 +1,9 @@
-"""Sharing a stage's total out among the segments (``algorithm.md``, "The plan")."""
+"""Sharing the stages' totals out among the segments (``algorithm.md``, "The plan")."""
 
 from __future__ import annotations
 
+import bisect
+import math
 import operator
 from collections.abc import Sequence
 
@@ -20,13 +22,15 @@ class Allocator:
 
     def __init__(self, weights: Sequence[float]) -> None:
         self.weights = weights
-        # Where `_water_level` is once every segment is above its floor of 1: the same at all stages.
+        # How the water rises while segments leave their floors of 1 and none is at its cap: the same at all stages.
+        self._leaving = sorted([(1 / weight, weight) for weight in weights])
         level, filled, slope = 0.0, float(len(weights)), 0.0
-        for left_at, weight in sorted((1 / weight, weight) for weight in weights):
+        self._risen = [(level, filled, slope)]
+        for left_at, weight in self._leaving:
             level, filled, slope = left_at, filled + (left_at - level) * slope, slope + weight
-        self._above_floors = level, filled, slope
+            self._risen.append((level, filled, slope))
 
-    def share(self, total: int, caps: Sequence[int]) -> list[int]:
+    def share(self, total: int, caps: Sequence[int]) -> Sequence[int]:
         """How much of `total` every segment gets; the caps themselves if they sum to less.
 
         Parameters
@@ -36,62 +40,75 @@ class Allocator:
         caps : sequence of int
             At least 0, one per segment.
         """
-        if total >= sum(caps):
-            return list(caps)
-        level, floors = self._water_level(total, caps)
-        shares = [
-            low if share < low else cap if share > cap else share
-            for share, low, cap in zip([level * weight for weight in self.weights], floors, caps, strict=True)
-        ]
-        result = [int(share + 1e-9) for share in shares]
-        left = total - sum(result)
-        by_remainder = _ascending([*map(operator.sub, result, shares)]) if left else []
-        while left > 0:
-            for s in by_remainder:
-                if result[s] < caps[s]:
-                    result[s] += 1
-                    left -= 1
-                    if not left:
+        return self.shares([total], caps)[0]
+
+    def shares(self, totals: Sequence[int], caps: Sequence[int]) -> list[Sequence[int]]:
+        """`share` of one total after the other, each with the shares of the one before it as caps; the first with `caps`."""
+        # A plan has many stages and few segments: calls would take longer than what is done in them, so there are none.
+        weights, leaving, risen = self.weights, self._leaving, self._risen
+        segments, drops = range(len(weights)), [-weight for weight in weights]
+        leaves_at, filled_then = [at for at, _ in leaving] + [math.inf], [filled for _, filled, _ in risen]
+        ones, room, stages = [1] * len(caps), sum(caps), []
+        for total in totals:
+            if total >= room:
+                stages.append(caps)
+                continue
+            # The level λ at which Σ clamp(λ·w, floor, cap) is the total. Between neighbouring breakpoints the sum is
+            # linear: slope = weights that are above floor and below cap.
+            caps_reached = [*map(operator.truediv, caps, weights)]
+            first = min(caps_reached)
+            risen_past, done = 0, False
+            if first > 0 and total >= len(caps):
+                floors = ones
+                risen_past = bisect.bisect_left(leaves_at, first)  # floors that are left before a cap is reached
+                if filled_then[risen_past] >= total:
+                    risen_past = min(risen_past, max(1, bisect.bisect_left(filled_then, total) - 1))
+                level, filled, slope = risen[risen_past]
+                following = leaves_at[risen_past]
+                done = slope > 0 and filled + ((first if first < following else following) - level) * slope >= total
+                events = [] if done else leaving[risen_past:]
+            else:
+                floors = [0] * len(caps) if total < len(caps) - caps.count(0) else [1 if cap else 0 for cap in caps]
+                level, filled, slope = 0.0, float(sum(floors)), 0.0
+                events = [*zip(map(operator.truediv, floors, weights), weights, strict=True)]
+            if not done:
+                events += zip(caps_reached, drops, strict=True)
+                events.sort()
+                for at, change in events:
+                    step = (at - level) * slope
+                    if filled + step >= total and slope > 0:
                         break
-        return result
+                    level, filled, slope = at, filled + step, slope + change
+            if slope > 0:
+                level += (total - filled) / slope
+            shares = [level * weight for weight in weights]
+            if not done or risen_past < len(caps):
+                shares = [
+                    low if share < low else cap if share > cap else share
+                    for share, low, cap in zip(shares, floors, caps, strict=True)
+                ]
+            kept = [int(share + 1e-9) for share in shares]
+            left = total - sum(kept)
+            if left > 0:
+                missing = [*map(operator.sub, kept, shares)]
+                order = sorted(segments, key=missing.__getitem__)
+                last = missing[order[left - 1]] if left < len(order) else 0.0
+                # Remainders are compared to nine decimals. Rounding takes long, and matters only where the last one that
+                # is rounded up is that close to another, or to nothing.
+                if last > -1e-6 or [x for x in missing if -2e-9 < x - last < 2e-9 and x != last]:
+                    order = sorted(segments, key=[round(x, 9) for x in missing].__getitem__)
+                while left:
+                    for s in order:
+                        if kept[s] < caps[s]:
+                            kept[s] += 1
+                            left -= 1
+                            if not left:
+                                break
+            stages.append(kept)
+            caps, room = kept, sum(kept)
+        return stages
 
-    def _water_level(self, total: int, caps: Sequence[int]) -> tuple[float, Sequence[int]]:
-        """The level λ at which ``Σ clamp(λ·w, floor, cap)`` is `total`, exact by the sum's breakpoints; and the floors."""
-        # Between neighbouring breakpoints the sum is linear: slope = weights that are above floor and below cap.
-        level, filled, slope = self._above_floors
-        caps_reached = [*map(operator.truediv, caps, self.weights)]
-        first = min(caps_reached)
-        if (
-            filled < total and level < first
-        ):  # no cap is reached before the last floor is left, and the level is above that
-            floors: Sequence[int] = [1] * len(caps)
-            if filled + (first - level) * slope >= total:
-                return level + (total - filled) / slope, floors
-            events = []
-        else:
-            floors = [min(1, cap) for cap in caps]
-            if total < sum(floors):
-                floors = [0] * len(caps)
-            events = [(low / weight, weight) for low, weight in zip(floors, self.weights, strict=True)]
-            level, filled, slope = 0.0, float(sum(floors)), 0.0
-        events += [(reached, -weight) for reached, weight in zip(caps_reached, self.weights, strict=True)]
-        for breakpoint_level, change in sorted(events):
-            step = (breakpoint_level - level) * slope
-            if filled + step >= total and slope > 0:
-                break
-            level, filled, slope = breakpoint_level, filled + step, slope + change
-        return level + (total - filled) / slope if slope > 0 else level, floors
 
-
-def allocate(total: int, weights: Sequence[float], caps: Sequence[int]) -> list[int]:
+def allocate(total: int, weights: Sequence[float], caps: Sequence[int]) -> Sequence[int]:
     """Share `total` out once; see `Allocator`."""
     return Allocator(weights).share(total, caps)
-
-
-def _ascending(values: list[float]) -> list[int]:
-    """The numbers of `values` in ascending order of their first nine decimals, ties to the earlier one."""
-    distinct = sorted(set(values))
-    # Rounding takes long. It changes the order of neighbours only that are as close as this.
-    if len(distinct) > 1 and min(map(operator.sub, distinct[1:], distinct)) < 2e-9:
-        return sorted(range(len(values)), key=lambda s: (round(values[s], 9), s))
-    return sorted(range(len(values)), key=values.__getitem__)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import array
-import itertools
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,7 +15,8 @@ from adatp_kernels.layout import VisualLayout
 from adatp_kernels.ops import checks
 from adatp_kernels.plan import PruningPlan, plans_of_checked
 from adatp_kernels.recent import RecentStates
-from adatp_kernels.segments import check_frames, check_segments, salient_segments, segment_frames
+from adatp_kernels.schedule import RecentSchedules
+from adatp_kernels.segments import check_frames, checked_numbers, salient_segments, segment_bounds, segment_frames
 from adatp_kernels.state import PruningState, Step
 
 
@@ -47,8 +46,10 @@ def begin(
     if segments is None:
         # The host waits here for the features' device. What comes out needs no check.
         frames = [segment_frames(row, config.segment_threshold).cpu() for row in rows["features"]]
+        numbers = [row.tolist() for row in frames]
     else:
-        frames = [check_segments(row) for row in rows["segments"]]
+        checked = [checked_numbers(row) for row in rows["segments"]]
+        frames, numbers = [ids for ids, _ in checked], [listed for _, listed in checked]
     length = integer("length", length, low=1)
     batch_size = integer("batch_size", batch_size, low=1)
     if batch_size != 1 and not alone:
@@ -66,7 +67,7 @@ def begin(
         length,
         batch_size,
         paddings,
-        [row.tolist() for row in frames],
+        numbers,
         [None if row is None else (row.dtype, row.tolist()) for row in scores],
         len(priors),
         _place(device),
@@ -78,7 +79,9 @@ def begin(
             layouts, frames = [_own(row) for row in layouts], [row.clone() for row in frames]
             priors = [row.clone() for row in priors]
             batch = Batch(tuple(layouts), length, paddings)
-            state = _state(config, decoder, batch, frames, scores, priors, batch_size, device)
+            state = _state(
+                config, decoder, recent.schedules, batch, frames, numbers, scores, priors, batch_size, device
+            )
             recent.add(key, _inputs(layouts, priors), state)
     return state
 
@@ -86,14 +89,16 @@ def begin(
 def _state(
     config: AdaTPConfig,
     decoder: dict[str, int],
+    schedules: RecentSchedules,
     batch: Batch,
     frames: Sequence[Tensor],
+    numbers: Sequence[Sequence[int]],
     relevance: Sequence[Tensor | None],
     priors: Sequence[Tensor],
     copies: int,
     device: torch.device | str,
 ) -> PruningState:
-    """The first state of `batch`."""
+    """The first state of `batch`; `numbers` are the `frames` as lists."""
     if config.score == "attention" and 0 in batch.tails:
         raise ValueError(
             f"length: no text token follows the last visual token (number {batch.length - 1}), so there is no row to score with"
@@ -103,7 +108,10 @@ def _state(
     ]
     for layout, of in zip(batch.layouts, frames, strict=True):
         check_frames(layout, of)
-    plans = plans_of_checked(config, batch.layouts, frames, flags, surplus=batch.surplus, **decoder)
+    bounds = [segment_bounds(layout, row) for layout, row in zip(batch.layouts, numbers, strict=True)]
+    plans = plans_of_checked(
+        config, batch.layouts, frames, bounds, flags, surplus=batch.surplus, schedules=schedules, **decoder
+    )
     rows, prior, scores = copies * len(frames), None, None
     if priors:
         factors = [_prior_row(row, of, batch.length) for row, of in zip(priors, batch.layouts, strict=True)]
@@ -113,8 +121,10 @@ def _state(
         generator = torch.Generator().manual_seed(config.seed)
         scores = torch.rand(rows, batch.length, generator=generator).to(device)
     asking, key_range = batch.asking(), (batch.first_column, batch.length - min(batch.tails))
-    tokens = batch.table(frames).to(device).expand(-1, rows, -1)
-    _, segment_ids, positions = tokens[..., slice(*key_range)]
+    tokens = batch.table(frames).to(device)
+    if copies > 1:
+        tokens = tokens.expand(-1, rows, -1)
+    _, segment_ids, positions = tokens[..., slice(*key_range)].unbind()
     return PruningState(
         plans=plans,
         segments=tuple(frames),
@@ -124,7 +134,7 @@ def _state(
         num_positions=batch.num_positions,
         _batch=batch,
         _asking=None if asking is None else asking.to(device),
-        _remaining=_steps(config.spatial_dedup, batch, frames, plans, copies, device),
+        _remaining=_steps(config.spatial_dedup, batch, bounds, plans, copies, device),
         _tokens=tokens if config.spatial_dedup == "soft" else tokens[:2],
         _prior=prior,
         _scores=scores,
@@ -135,7 +145,7 @@ def _state(
 def _steps(
     dedup: str,
     batch: Batch,
-    frames: Sequence[Tensor],
+    bounds: Sequence[Sequence[int]],
     plans: Sequence[PruningPlan],
     copies: int,
     device: torch.device | str,
@@ -145,27 +155,21 @@ def _steps(
     running = [i for i, left in enumerate(lengths) if left < ([batch.length, *lengths])[i]]
     if not running:
         return ()
-    limits = batch.limits(frames, [[plan.stages[i].budgets for plan in plans] for i in running])
-    shape = (len(running), len(frames), len(limits[0][0]), 4)
-    numbers = array.array("q")  # which takes a tenth of the time that torch.tensor takes for nested lists
-    for row in itertools.chain.from_iterable(limits):
-        numbers.fromlist([*itertools.chain.from_iterable(row)])
-    on_device = torch.frombuffer(numbers, dtype=torch.int64).view(shape).to(device)
+    limits = batch.limits(bounds, [[plan.stages[i].budgets for i in running] for plan in plans])
+    longest = (limits[..., 2] - limits[..., 1]).amax((1, 2)).tolist()
+    on_device = limits.to(device)
     if copies > 1:
         on_device = on_device.expand(-1, copies, -1, -1)
     budgets, ranges = on_device[..., 0].unbind(), on_device[..., 1:].unbind()
-    return tuple(
-        Step(
-            plans[0].stages[i],
-            budgets=budgets[order],
-            segment_ranges=ranges[order],
-            longest_segment=max(last - first for row in limits[order] for _, first, last, _ in row),
-            dedup="off" if dedup == "strict" and order else dedup,
-            length=lengths[i],
-            key_range=(batch.first_column_left, lengths[i] - min(batch.tails)),
-        )
-        for order, i in enumerate(running)
-    )
+    least, left, steps = min(batch.tails), batch.first_column_left, []
+    for order, i in enumerate(running):
+        step = object.__new__(Step)  # a frozen dataclass' own way takes some times as long
+        vars(step).update(
+            stage=plans[0].stages[i], budgets=budgets[order], segment_ranges=ranges[order], longest_segment=longest[order],
+            dedup="off" if dedup == "strict" and order else dedup, length=lengths[i], key_range=(left, lengths[i] - least),
+        )  # fmt: skip
+        steps.append(step)
+    return tuple(steps)
 
 
 def _rows_of(alone: bool, layout: Any, **arguments: Any) -> dict[str, list[Any]]:
@@ -220,5 +224,7 @@ def _prior_row(prior: Tensor, layout: VisualLayout, length: int) -> Tensor:
 
 def _place(device: torch.device | str) -> tuple[torch.device, int | None]:
     """The device itself, and the stream whose memory a tensor made there now belongs to."""
-    where = torch.empty(0, device=device).device  # "cuda" is whichever is the current one
+    where = torch.device(device)
+    if where.index is None and where.type != "cpu":
+        where = torch.empty(0, device=where).device  # "cuda" is whichever is the current one
     return where, torch.cuda.current_stream(where).cuda_stream if where.type == "cuda" else None

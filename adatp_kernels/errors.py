@@ -52,12 +52,23 @@ def host_integers(name: str, value: Any, meaning: str) -> Tensor:
 
     `meaning` names the shape in the error, for instance ``"[V]"``.
     """
+    tensor = host_vector(name, value, meaning)
+    if tensor.numel():
+        not_negative(name, int(tensor.min()))
+    return tensor
+
+
+def not_negative(name: str, least: int) -> None:
+    """An error unless `least`, the smallest of some integers, is at least 0."""
+    if least < 0:
+        raise ValueError(f"{name}: expected values of at least 0, got {least}")
+
+
+def host_vector(name: str, value: Any, meaning: str) -> Tensor:
+    """`host_integers` of any sign."""
     tensor = as_tensor(name, value)
     if tensor.numel() and (tensor.is_floating_point() or tensor.is_complex() or tensor.dtype == torch.bool):
         raise TypeError(f"{name}: expected integers, got {tensor.dtype}")
     if tensor.dim() != 1:
         raise ValueError(f"{name}: expected shape {meaning}, got {list(tensor.shape)}")
-    tensor = tensor.to("cpu", torch.int64)
-    if tensor.numel() and int(tensor.min()) < 0:
-        raise ValueError(f"{name}: expected values of at least 0, got {int(tensor.min())}")
-    return tensor
+    return tensor.to("cpu", torch.int64)

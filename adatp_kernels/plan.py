@@ -6,7 +6,6 @@ Nothing here depends on attention, so no tensor shape in the decoder depends on 
 
 from __future__ import annotations
 
-import itertools
 import operator
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,8 +17,8 @@ from adatp_kernels.allocation import Allocator
 from adatp_kernels.config import AdaTPConfig
 from adatp_kernels.errors import as_tensor, integer, number
 from adatp_kernels.layout import VisualLayout
-from adatp_kernels.schedule import Schedule, layer_flops
-from adatp_kernels.segments import cells_per_segment, check_frames, check_segments, segment_bounds
+from adatp_kernels.schedule import RecentSchedules, layer_flops
+from adatp_kernels.segments import cells_per_segment, check_frames, checked_numbers, segment_bounds
 
 
 @dataclass(frozen=True)
@@ -181,31 +180,39 @@ def make_plans(
         raise TypeError(f"config: expected an AdaTPConfig, got {type(config).__name__}")
     decoder = {"hidden_size": hidden_size, "key_width": key_width, "mlp_width": mlp_width}
     visual_flops(1, **decoder)  # checks the three before any work
-    frames, flags = [], []
+    frames, bounds, flags = [], [], []
     for layout, of_frames, of_segments in zip(layouts, segments, salient, strict=True):
         if not isinstance(layout, VisualLayout):
             raise TypeError(f"layout: expected a VisualLayout, got {type(layout).__name__}")
-        frames.append(check_segments(of_frames))
-        check_frames(layout, frames[-1])
-        flags.append(_flags(of_segments, int(frames[-1][-1]) + 1))
-    return plans_of_checked(config, layouts, frames, flags, surplus=surplus, num_layers=num_layers, **decoder)
+        ids, numbers = checked_numbers(of_frames)
+        check_frames(layout, ids)
+        frames.append(ids)
+        bounds.append(segment_bounds(layout, numbers))
+        flags.append(_flags(of_segments, numbers[-1] + 1))
+    return plans_of_checked(
+        config, layouts, frames, bounds, flags,
+        surplus=surplus, schedules=RecentSchedules(), num_layers=num_layers, **decoder,
+    )  # fmt: skip
 
 
 def plans_of_checked(
     config: AdaTPConfig,
     layouts: Sequence[VisualLayout],
     frames: Sequence[Tensor],
+    bounds: Sequence[Sequence[int]],
     flags: Sequence[Sequence[bool] | None],
     *,
     surplus: Sequence[int],
+    schedules: RecentSchedules,
     num_layers: int,
     **decoder: int,
 ) -> tuple[PruningPlan, ...]:
-    """`make_plans` of arguments that passed its checks; `flags` say which segments are salient."""
+    """`make_plans` of arguments that passed its checks; `bounds` are those of the segments, `flags` say which are salient."""
     layers = config.stage_layers(num_layers)
     # Python's integers: NumPy's, which the checks let pass, would overflow.
     num_layers, decoder = int(num_layers), {name: int(width) for name, width in decoder.items()}
-    drafts = [_Draft(config, *row, layers, num_layers, decoder) for row in zip(layouts, frames, flags, strict=True)]
+    rows = zip(layouts, frames, bounds, flags, strict=True)
+    drafts = [_Draft(config, *row, schedules, layers, num_layers, decoder) for row in rows]
     room = min(sum(draft.caps) - extra for draft, extra in zip(drafts, surplus, strict=True))
     totals = [min(room, *stage) for stage in zip(*(draft.totals for draft in drafts), strict=True)]
     if any(surplus) and room < 1:
@@ -225,30 +232,26 @@ class _Draft:
         config: AdaTPConfig,
         layout: VisualLayout,
         frames: Tensor,
+        bounds: Sequence[int],
         flags: Sequence[bool] | None,
+        schedules: RecentSchedules,
         layers: tuple[int, ...],
         num_layers: int,
         decoder: dict[str, int],
     ) -> None:
-        bounds = segment_bounds(layout, frames)
-        sizes = [end - start for start, end in itertools.pairwise(bounds)]
+        sizes = [*map(operator.sub, bounds[1:], bounds)]
         self.target, self.layers = config.target_flops, layers
         self.caps = cells_per_segment(layout, frames) if config.spatial_dedup == "strict" else sizes
         boosts = [1.0] * len(sizes) if flags is None else [config.salient_boost if flag else 1.0 for flag in flags]
-        self.allocator = Allocator([size * boost for size, boost in zip(sizes, boosts, strict=True)])
-        self.schedule = Schedule(config, len(layout), sum(self.caps), layers, num_layers, decoder)
-        self.alpha = self.schedule.solve() if isinstance(config.schedule, str) else None
-        self.wanted, self.totals = self.schedule.wanted(self.alpha), self.schedule.totals(self.alpha)
+        self.allocator = Allocator([*map(operator.mul, sizes, boosts)])
+        self.schedule = schedules.schedule(config, bounds[-1], sum(self.caps), layers, num_layers, decoder)
+        self.alpha, self.wanted, self.totals = self.schedule.planned
 
     def plan(self, totals: Sequence[int]) -> PruningPlan:
         """The plan that keeps `totals`."""
-        stages = []
-        limits = self.caps
-        for layer, total in zip(self.layers, totals, strict=True):
-            limits = self.allocator.share(total, limits)
-            stages.append(Stage(layer, tuple(limits), total))
+        budgets = map(tuple, self.allocator.shares(totals, self.caps))
         return PruningPlan(
-            stages=tuple(stages),
+            stages=tuple(map(_stage, self.layers, budgets, totals)),
             tokens_per_layer=self.schedule.tokens_per_layer(totals),
             flops_ratio=self.schedule.flops_ratio(totals),
             target_flops=self.target,
@@ -256,6 +259,12 @@ class _Draft:
             capped=any(map(operator.gt, self.wanted, self.totals)),
             shared=any(map(operator.gt, self.totals, totals)),
         )
+
+
+def _stage(layer: int, budgets: tuple[int, ...], total: int) -> Stage:
+    stage = object.__new__(Stage)  # a frozen dataclass' own way takes some times as long
+    vars(stage).update(layer=layer, budgets=budgets, total=total)
+    return stage
 
 
 def _flags(salient: Tensor | None, num_segments: int) -> list[bool] | None:

@@ -2,21 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
+from adatp_kernels.schedule import RecentSchedules
 from adatp_kernels.state import PruningState
 
 MAX_STATES = 8
 MAX_BYTES = 1 << 25  # of what is known of every token, on the device; 24 to 32 bytes a column
 
 
-@dataclass(frozen=True, eq=False)
-class _Entry:
+class _Entry(NamedTuple):
     key: tuple[Any, ...]
     inputs: tuple[Tensor, ...]
     state: PruningState
@@ -33,6 +32,7 @@ class RecentStates:
     """
 
     def __init__(self) -> None:
+        self.schedules = RecentSchedules()  # for the prompts that are like none of them
         self._entries: tuple[_Entry, ...] = ()
 
     def __len__(self) -> int:
@@ -64,7 +64,7 @@ class RecentStates:
 
     def add(self, key: tuple[Any, ...], inputs: Sequence[Tensor], state: PruningState) -> None:
         """Remember `state`, unless it is too large; `inputs` are tensors that nobody else writes to."""
-        size = sum(values.untyped_storage().nbytes() for values in _of_tokens(state))
+        size = sum([values.untyped_storage().nbytes() for values in _of_tokens(state)])
         if size > MAX_BYTES:
             return
         entries = (_Entry(key, tuple(inputs), state, _versions(state), size), *self._entries)[:MAX_STATES]
@@ -75,18 +75,17 @@ class RecentStates:
 
 def _versions(state: PruningState) -> int:
     """How often the tensors of `state` were written to; a view counts what is written to any view of the same."""
-    return sum(tensor._version for tensor in _tensors(state))
+    return sum([tensor._version for tensor in _tensors(state)])
 
 
-def _tensors(state: PruningState) -> Iterator[Tensor]:
-    yield from state.segments
-    yield from _of_tokens(state)
-    for step in state._remaining:
-        yield step.budgets
-        yield step.segment_ranges
+def _tensors(state: PruningState) -> list[Tensor]:
+    tensors = [*state.segments, *_of_tokens(state)]
+    if state._remaining:
+        tensors.append(state._remaining[0].budgets)  # a view of what all of a state's budgets and ranges are views of
     if state._asking is not None:
-        yield state._asking
+        tensors.append(state._asking)
+    return tensors
 
 
-def _of_tokens(state: PruningState) -> Iterator[Tensor]:
-    yield from (values for values in (state._tokens, state._prior, state._scores) if values is not None)
+def _of_tokens(state: PruningState) -> list[Tensor]:
+    return [values for values in (state._tokens, state._prior, state._scores) if values is not None]

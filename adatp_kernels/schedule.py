@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import itertools
-import math
 import operator
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any, TypeVar
 
 from adatp_kernels.config import AdaTPConfig
 
 Count = TypeVar("Count", int, float)
+
+MAX_SCHEDULES = 16
 
 # How far the planned share of the FLOPs may lie above a target before the target counts as unreachable.
 TOLERANCE = 0.005
@@ -20,6 +22,42 @@ def layer_flops(tokens: Count, hidden_size: int, key_width: int, mlp_width: int)
     """`visual_flops` without its checks; exact where `tokens` is an int."""
     n, d = tokens, hidden_size
     return 2 * n * d * key_width + 2 * n * d * d + 2 * n * n * d + 3 * n * d * mlp_width
+
+
+class RecentSchedules:
+    """Schedules of the last few numbers of tokens and caps: videos of one length differ in neither, or in the caps only.
+
+    At most `MAX_SCHEDULES`. As in `RecentStates` there is no lock, and a copy, and what comes back from a pickle, is empty.
+    """
+
+    def __init__(self) -> None:
+        self._entries: tuple[tuple[tuple[Any, ...], Schedule], ...] = ()
+
+    def __len__(self) -> int:
+        return len(self._entries)
+
+    def __reduce__(self) -> tuple[type[RecentSchedules], tuple[()]]:
+        return RecentSchedules, ()
+
+    def schedule(
+        self,
+        config: AdaTPConfig,
+        tokens: int,
+        cap: int,
+        layers: tuple[int, ...],
+        num_layers: int,
+        decoder: dict[str, int],
+    ) -> Schedule:
+        """The `Schedule` of these arguments; it never changes."""
+        key = (tokens, cap, config, num_layers, layers, tuple(decoder.items()))
+        entries = self._entries
+        for known, schedule in entries:
+            if known == key:
+                return schedule
+        schedule = Schedule(config, tokens, cap, layers, num_layers, decoder)
+        schedule.planned  # noqa: B018 - which is what takes long, or is refused
+        self._entries = ((key, schedule), *entries)[:MAX_SCHEDULES]
+        return schedule
 
 
 class Schedule:
@@ -59,32 +97,36 @@ class Schedule:
         a_layer = layer_flops(tokens, **decoder)
         self.before, self.unpruned = self.whole * a_layer, num_layers * a_layer
 
+    @cached_property
+    def planned(self) -> tuple[float | None, list[int], list[int]]:
+        """The α that meets the target, None with an explicit schedule, and its `wanted` and `totals`."""
+        alpha = self.solve() if isinstance(self.config.schedule, str) else None
+        wanted = self.wanted(alpha)
+        return alpha, wanted, self._capped(wanted)
+
     def wanted(self, alpha: float | None) -> list[int]:
-        """Totals as scheduled, before the caps; `alpha` is None with an explicit schedule."""
-        return self._wanted(alpha, self._stages)
-
-    def totals(self, alpha: float | None) -> list[int]:
-        """Totals that the caps allow."""
-        return self._totals(alpha, self._stages)
-
-    def _totals(self, alpha: float | None, stages: Sequence[int]) -> list[int]:
-        totals, cap = self._wanted(alpha, stages), self.cap
-        return totals if totals[0] <= cap else [cap if total > cap else total for total in totals]
-
-    def _wanted(self, alpha: float | None, stages: Sequence[int]) -> list[int]:
-        """`wanted` of some of the stages, counted from 1; it never rises from one to the next."""
-        tokens, floor = self.tokens, math.floor
-        totals = [floor(tokens * share + 0.5) for share in self._shares(alpha, stages)]
+        """Totals as scheduled, before the caps, which never rise; `alpha` is None with an explicit schedule."""
+        tokens = self.tokens
+        totals = [int(tokens * share + 0.5) for share in self._shares(alpha, self._stages)]
         # A caller who writes the schedule out may drop everything.
         return totals if totals[-1] or alpha is None else [total or 1 for total in totals]
 
+    def totals(self, alpha: float | None) -> list[int]:
+        """Totals that the caps allow."""
+        return self._capped(self.wanted(alpha))
+
+    def _capped(self, totals: list[int]) -> list[int]:
+        cap = self.cap
+        return totals if totals[0] <= cap else [cap if total > cap else total for total in totals]
+
     def _shares(self, alpha: float | None, stages: Sequence[int]) -> Sequence[float]:
-        """Share of the visual tokens that each of `stages` is to keep."""
+        """Share of the visual tokens that each of `stages`, counted from 1, is to keep."""
         if alpha is None:
             assert not isinstance(self.config.schedule, str)
             return self.config.schedule
         if self.config.schedule == "linear":
-            return [1 - (1 - alpha) * i / len(self._stages) for i in stages]
+            count = len(self._stages)
+            return [1 - (1 - alpha) * i / count for i in stages]
         return [alpha**i for i in stages]
 
     def tokens_per_layer(self, totals: Sequence[int]) -> tuple[int, ...]:
@@ -126,13 +168,29 @@ class Schedule:
             return high
         if self.flops_ratio(at_low) > target:  # one token a stage, but within the tolerance
             return low
-        settled = self.before
+        return self._bisect(target, at_low, at_high)
+
+    def _bisect(self, target: float, at_low: list[int], at_high: list[int]) -> float:
+        """`solve` between 0 and 1, where the totals are `at_low` and `at_high`."""
+        # One loop without a call to Python's own functions, each of which would take as long as the arithmetic in it.
+        tokens, cap, count, linear = self.tokens, self.cap, len(self._stages), self.config.schedule == "linear"
+        each, square, settled, unpruned = self.linear, self.quadratic, self.before, self.unpruned
+        low, high, halvings = 0.0, 1.0, 60
         stages, widths, apart = [*self._stages], self.widths, sum(at_high) - sum(at_low)
-        halvings = iter(range(60))
-        while apart > 1 and next(halvings, None) is not None:
+        while apart > 1 and halvings:
+            halvings -= 1
             middle = (low + high) / 2
-            totals = self._totals(middle, stages)
-            if (settled + self._flops(widths, totals)) / self.unpruned <= target:
+            if linear:
+                totals = [int(tokens * (1 - (1 - middle) * i / count) + 0.5) for i in stages]
+            else:
+                totals = [int(tokens * middle**i + 0.5) for i in stages]
+            if not totals[-1]:
+                totals = [total or 1 for total in totals]
+            if totals[0] > cap:
+                totals = [cap if total > cap else total for total in totals]
+            entering = [*map(operator.mul, widths, totals)]
+            flops = settled + each * sum(entering) + square * sum(map(operator.mul, entering, totals))
+            if flops / unpruned <= target:
                 low, at_low = middle, totals
             else:
                 high, at_high = middle, totals
@@ -145,8 +203,15 @@ class Schedule:
                 stages, widths, at_low, at_high = (
                     [*itertools.compress(values, moves)] for values in (stages, widths, at_low, at_high)
                 )
-        for _ in halvings:  # what is left is one stage that keeps one token more from some α on
-            middle = (low + high) / 2
-            low, high = (middle, high) if self._totals(middle, stages) == at_low else (low, middle)
+        if halvings:  # what is left is one stage that keeps one token more from some α on
+            moving = [*map(operator.ne, at_low, at_high)].index(True)
+            stage, kept = stages[moving], at_low[moving]
+            for _ in range(halvings):
+                middle = (low + high) / 2
+                share = 1 - (1 - middle) * stage / count if linear else middle**stage
+                if int(tokens * share + 0.5) <= kept:
+                    low = middle
+                else:
+                    high = middle
         short, over = (settled + self._flops(widths, totals) for totals in (at_low, at_high))
-        return low if target - short / self.unpruned <= over / self.unpruned - target else high
+        return low if target - short / unpruned <= over / unpruned - target else high

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import operator
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from adatp_kernels.errors import as_tensor, host_integers, number
+from adatp_kernels.errors import as_tensor, host_vector, not_negative, number
 from adatp_kernels.layout import VisualLayout
 
 
@@ -84,27 +87,33 @@ def salient_segments(segments: Tensor, relevance: Tensor) -> Tensor:
 
 def check_segments(segments: Tensor) -> Tensor:
     """`segments` on the host as int64, or an error: per frame, from 0, never falling or skipping."""
-    ids = host_integers("segments", segments, "[n]")
-    if ids.numel() == 0:
+    return checked_numbers(segments)[0]
+
+
+def checked_numbers(segments: Tensor) -> tuple[Tensor, list[int]]:
+    """`check_segments`, and the same numbers as a list."""
+    ids = host_vector("segments", segments, "[n]")
+    numbers = ids.tolist()  # to look at, faster than a tensor's operations: there are few frames
+    if not numbers:
         raise ValueError("segments: expected at least one frame, got none")
-    steps = ids.diff()
-    if int(ids[0]) != 0 or bool(((steps < 0) | (steps > 1)).any()):
+    not_negative("segments", min(numbers))
+    if numbers[0] != 0 or not {0, 1}.issuperset(map(operator.sub, numbers[1:], numbers)):
         raise ValueError("segments: expected segment numbers that start at 0 and never fall or skip one")
-    return ids
+    return ids, numbers
 
 
 def check_frames(layout: VisualLayout, ids: Tensor) -> None:
     """An error unless `ids`, as `check_segments` returns them, are one for each of the layout's frames."""
-    if len(ids) != layout.num_frames:
+    if ids.shape[0] != layout.num_frames:
         raise ValueError(
             f"segments: expected one entry for each of the layout's {layout.num_frames} frames, got {len(ids)}"
         )
 
 
-def segment_bounds(layout: VisualLayout, ids: Tensor) -> list[int]:
-    """Number of each segment's first visual token, and at the end how many there are; `ids` as `check_frames` takes them."""
-    first_frames = torch.searchsorted(ids.contiguous(), torch.arange(int(ids[-1]) + 1))
-    return [*torch.searchsorted(layout.frame.contiguous(), first_frames).tolist(), len(layout)]
+def segment_bounds(layout: VisualLayout, numbers: Sequence[int]) -> list[int]:
+    """Number of each segment's first visual token, and at the end how many there are; `numbers` as a list that was checked."""
+    first_frames = [0, *[frame for frame in range(1, len(numbers)) if numbers[frame] != numbers[frame - 1]]]
+    return [*torch.searchsorted(layout.frame.contiguous(), torch.tensor(first_frames)).tolist(), len(layout)]
 
 
 def cells_per_segment(layout: VisualLayout, ids: Tensor) -> list[int]:

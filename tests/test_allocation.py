@@ -53,3 +53,29 @@ def test_a_cap_that_is_reached_while_another_segment_is_at_its_floor():
     weights, caps = [1000.0, 1.0, 900.0], [50, 50, 5000]
     for total in range(3, 5100, 7):
         assert Allocator(weights).share(total, caps) == plain_plan.allocate(total, weights, caps), total
+
+
+@pytest.mark.parametrize("kind", ["frames", "boosted", "alike", "any"])
+def test_all_stages_at_once(kind):
+    """Each stage's shares are the next one's caps, whether a floor, a cap or a tie decides or none of them."""
+    rng = random.Random(f"stages of {kind}")
+    for _ in range(1500):
+        weights = weights_of(rng, kind, rng.randint(1, 12))
+        caps = [rng.choice([int(weight), int(weight), 400, rng.randint(0, 30)]) for weight in weights]
+        totals = sorted((rng.randint(0, sum(caps) + 3) for _ in range(rng.randint(1, 9))), reverse=True)
+        expected, limits = [], caps
+        for total in totals:
+            limits = plain_plan.allocate(total, weights, limits)
+            expected.append(limits)
+        assert Allocator(weights).shares(totals, caps) == expected, (totals, weights, caps)
+
+
+def test_remainders_that_are_close_to_each_other_are_told_apart_at_every_stage():
+    """Exactly alike, alike but for rounding, and different by less and by more than nine decimals show."""
+    for weights in ([0.1 + 0.2, 0.3, 0.4], [0.3, 0.1 + 0.2, 0.4], [0.3, 0.3 + 4e-9, 0.4], [0.3 + 1e-7, 0.3, 0.3]):
+        mine = [20 * weight for weight in weights] * 2 + [0.05]
+        caps = [99] * 7
+        for total in range(400, 20, -1):
+            first = plain_plan.allocate(total, mine, caps)
+            expected = [first, plain_plan.allocate(total - 7, mine, first)]
+            assert Allocator(mine).shares([total, total - 7], caps) == expected

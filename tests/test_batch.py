@@ -5,12 +5,19 @@ import torch
 
 from adatp_kernels import VisualLayout
 from adatp_kernels.batch import Batch
+from adatp_kernels.segments import segment_bounds
 
 # Rows of 30 columns: (padding, text before, video, text after).
 EVEN = Batch((VisualLayout.grid(2, 6, 8), VisualLayout.grid(2, 6, 3)), 30, (0, 1))  # 8+12+10, 1|2+12+15
 MIXED = Batch(
     (VisualLayout.grid(2, 4, 18), VisualLayout.grid(4, 6, 4), VisualLayout.grid(2, 6, 8)), 30, (16, 0, 5)
 )  # 16|2+8+4, 4+24+2, 5|3+12+10
+
+
+def listed(batch, frames, budgets):
+    """The limits of every stage and row, segment by segment."""
+    bounds = [segment_bounds(layout, row) for layout, row in zip(batch.layouts, frames, strict=True)]
+    return [[[*map(tuple, row)] for row in stage] for stage in batch.limits(bounds, budgets).tolist()]
 
 
 def test_rows_with_videos_of_one_length_keep_their_padding():
@@ -23,7 +30,7 @@ def test_rows_with_videos_of_one_length_keep_their_padding():
     assert segment[1].tolist() == [-1] * 3 + [0] * 12 + [-1] * 15
     assert position[1, 3:15].tolist() == [*range(6), *range(6)]
     assert place.tolist() == [[*range(30)]] * 2
-    limits = EVEN.limits([torch.tensor([0, 1]), torch.tensor([0, 0])], [[(2, 1), (3,)], [(1, 1), (2,)]])
+    limits = listed(EVEN, [[0, 1], [0, 0]], [[(2, 1), (1, 1)], [(3,), (2,)]])
     # The budget, the columns and the first place of each segment; text before the video is the first one's.
     assert limits[0] == [[(2, 0, 11, 0), (1, 11, 17, 7)], [(3, 0, 17, 0), (0, 0, 0, 0)]]
     assert limits[1] == [[(1, 0, 7, 0), (1, 7, 8, 6)], [(2, 0, 8, 0), (0, 0, 0, 0)]]
@@ -47,8 +54,8 @@ def test_padding_beside_short_videos_goes_but_for_what_the_longest_text_needs():
     assert segment[1].tolist() == [-1] * 4 + [0] * 6 + [1] * 12 + [2] * 6 + [-1] * 2
     assert segment[2].tolist() == [3] * 5 + [-1] * 3 + [0] * 12 + [-1] * 10
     assert position[0, :9].tolist() == [0] * 9
-    frames = [torch.tensor([0, 1]), torch.tensor([0, 1, 1, 2]), torch.tensor([0, 0])]
-    limits = MIXED.limits(frames, [[(2, 1), (4, 2, 4), (3,)], [(1, 1), (3, 2, 4), (2,)]])
+    budgets = [[(2, 1), (1, 1)], [(4, 2, 4), (3, 2, 4)], [(3,), (2,)]]
+    limits = listed(MIXED, [[0, 1], [0, 1, 1, 2], [0, 0]], budgets)
     # The padding's segment keeps nothing, and its columns, which come first, are in no range; then it is gone.
     assert limits[0][0] == [(2, 9, 22, 0), (1, 22, 28, 11), (0, 0, 0, 0), (0, 0, 0, 0)]
     assert limits[0][1] == [(4, 0, 10, 0), (2, 10, 22, 8), (4, 22, 28, 10), (0, 0, 0, 0)]

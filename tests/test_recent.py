@@ -11,7 +11,7 @@ import pytest
 import torch
 from pruner_inputs import DIM, GRID, SEGMENTS, TWO_STAGES, prompt, pruner_of
 
-from adatp_kernels import VisualLayout, begin, recent
+from adatp_kernels import AdaTPConfig, VisualLayout, begin, recent
 from adatp_kernels.recent import RecentStates
 
 RELEVANCE = torch.tensor([0.1, 0.1, 0.9, 0.9, 0.9, 0.1])
@@ -276,3 +276,13 @@ def test_another_stream_gets_tensors_of_its_own(monkeypatch):
     assert here == begin._place("cuda") == (torch.device("cuda", 1), 7)
     current.cuda_stream = 8
     assert begin._place("cuda") != here
+
+
+def test_a_pruner_solves_for_alpha_once_for_videos_of_one_size():
+    pruner = pruner_of(AdaTPConfig(target_flops=0.6, stages=(1, 3), spatial_dedup="off"))
+    states = [pruner.begin(GRID, 57, segments=torch.arange(6) // frames) for frames in (1, 2, 3)]
+    assert len(pruner._recent.schedules) == 1 and 0 < states[0].plan.alpha < 1
+    for frames, state in zip((1, 2, 3), states, strict=True):
+        alone = pruner_of(pruner.config).begin(GRID, 57, segments=torch.arange(6) // frames)
+        assert numbers(state) == numbers(alone)
+    assert len(copy.deepcopy(pruner)._recent.schedules) == 0

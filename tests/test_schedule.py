@@ -1,12 +1,14 @@
 """Schedule: the same α, to the last bit, as sixty halvings that count every layer's FLOPs."""
 
+import copy
+import pickle
 import random
 
 import plain_plan
 import pytest
 
 from adatp_kernels import AdaTPConfig
-from adatp_kernels.schedule import Schedule
+from adatp_kernels.schedule import MAX_SCHEDULES, RecentSchedules, Schedule
 
 
 def drawn(rng, schedule):
@@ -58,3 +60,46 @@ def test_flops_are_exact_where_floats_are_not():
     made = Schedule(config, tokens, tokens, layers, num_layers, widths)
     entering = plain_plan.tokens_per_layer(tokens, layers, num_layers, made.totals(None))
     assert made.flops_ratio(made.totals(None)) == plain_plan.flops_ratio(entering, *widths.values())
+
+
+def test_a_schedule_is_solved_once_for_equal_arguments():
+    """Whatever differs from what is remembered is solved for itself, and the last few are remembered."""
+    recent, widths = RecentSchedules(), {"hidden_size": 64, "key_width": 16, "mlp_width": 128}
+    config = AdaTPConfig(stages=(1, 3), target_flops=0.5)
+    given = [config, 300, 200, (1, 3), 8, widths]
+    first = recent.schedule(*given)
+    assert recent.schedule(AdaTPConfig(stages=(1, 3), target_flops=0.5), *given[1:5], {**widths}) is first
+    changes = {
+        0: AdaTPConfig(stages=(1, 3), target_flops=0.6),
+        1: 301,
+        2: 199,
+        3: (1, 2),
+        4: 9,
+        5: widths | {"mlp_width": 9},
+    }
+    for place, value in changes.items():
+        other = [*given[:place], value, *given[place + 1 :]]
+        assert recent.schedule(*other).planned == Schedule(*other).planned
+        assert recent.schedule(*other) is not first
+        assert recent.schedule(*given) is first
+    for tokens in range(400, 400 + 2 * MAX_SCHEDULES):
+        recent.schedule(config, tokens, *given[2:])
+    assert len(recent) == MAX_SCHEDULES and recent.schedule(*given) is not first
+    for copied in (copy.copy(recent), copy.deepcopy(recent), pickle.loads(pickle.dumps(recent))):
+        assert len(copied) == 0
+
+
+def test_what_cannot_be_reached_is_not_remembered():
+    recent = RecentSchedules()
+    given = (
+        AdaTPConfig(stages=(6,), target_flops=0.1),
+        300,
+        300,
+        (6,),
+        8,
+        {"hidden_size": 64, "key_width": 16, "mlp_width": 9},
+    )
+    for _ in range(2):
+        with pytest.raises(ValueError, match="^target_flops: .* cannot be reached"):
+            recent.schedule(*given)
+    assert len(recent) == 0
