@@ -216,7 +216,7 @@ class VideoPrefill:
             self._tell_cache(self.entered[0])
         return PromptRecord(
             state=self.state,
-            layouts=tuple(row.layout for row in self.visuals),
+            layouts=tuple([row.layout for row in self.visuals]),
             entered=tuple(self.entered),
             survivors=tuple(self.survivors),
             clock=self.clock,

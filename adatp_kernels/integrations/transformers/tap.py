@@ -23,8 +23,9 @@ from adatp_kernels.integrations.transformers.layers import eval_frame_callback
 
 _NAME = "adatp_tap"
 
-# Attention functions by the class of their module and their name.
-Functions = dict[tuple[type, str], Callable[..., tuple[Tensor, Any]]]
+# An attention function of transformers', and those that were found, by the class of a module and its configuration's id.
+Function = Callable[..., tuple[Tensor, Any]]
+Functions = dict[tuple[type, int], Function | None]
 
 
 @dataclass(eq=False, slots=True)
@@ -65,7 +66,8 @@ class AttentionTap:
     ----------
     module : Module
     functions : dict, optional
-        What taps share that are opened within one forward, so that each attention function is looked up once in it.
+        Where taps that are opened within one forward share what they looked up. To be emptied after it: until then nobody
+        is expected to give the model another attention function.
     """
 
     def __init__(self, module: Any, functions: Functions | None = None) -> None:
@@ -95,15 +97,18 @@ class AttentionTap:
         seen, self.seen = self.seen, None
         return seen
 
-    def function(self, name: str) -> Callable[..., tuple[Tensor, Any]]:
-        """The attention function that the module has by this name."""
+    def function(self, config: Any) -> Function | None:
+        """The attention function that the module has by `config`; None for ``"adatp"``, whose LSE is wanted, too."""
         kind = type(self.module)
-        function = self._functions.get((kind, name))
-        if function is None:
+        found = (kind, id(config))
+        if found not in self._functions:
+            name = config._attn_implementation
             # Every modelling file has an eager attention of its own.
             eager = getattr(sys.modules[kind.__module__], "eager_attention_forward", None)
-            function = self._functions[kind, name] = ALL_ATTENTION_FUNCTIONS.get_interface(name, eager)
-        return function
+            self._functions[found] = (
+                None if name == attention.NAME else ALL_ATTENTION_FUNCTIONS.get_interface(name, eager)
+            )
+        return self._functions[found]
 
 
 def _tapped_attention(
@@ -120,13 +125,12 @@ def _seen_attention(
     """The module's own attention, seen."""
     tap = module.config._adatp_tap
     tap.close()
-    name = module.config._attn_implementation
-    lse = None
-    if name == attention.NAME:
+    function, lse = tap.function(module.config), None
+    if function is None:
         output, lse = attention.attention_with_lse(module, query, key, value, mask, **options)
         result: tuple[Tensor, Tensor | None] = (output, None)
     else:
-        result = tap.function(name)(module, query, key, value, mask, **options)
+        result = function(module, query, key, value, mask, **options)
     # Scored in the dtype that the attention computed in, to which an LSE of it belongs.
     if _any_autocast():
         query, key = attention.under_autocast(query, key)
