@@ -6,7 +6,6 @@ import operator
 from collections.abc import Sequence
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from adatp_kernels.errors import as_tensor, host_vector, not_negative, number
@@ -41,12 +40,15 @@ def segment_frames(features: Tensor, threshold: float = 0.95) -> Tensor:
         )
     if features.dim() != 2 or features.shape[0] == 0 or features.shape[1] == 0:
         raise ValueError(f"features: expected shape [n, d] with at least one frame, got {list(features.shape)}")
-    unit = F.normalize(features.to(torch.promote_types(features.dtype, torch.float32)), dim=-1)
+    if features.dtype not in (torch.float32, torch.float64):
+        features = features.float()
+    # As F.normalize does it.
+    unit = features / torch.linalg.vector_norm(features, dim=-1, keepdim=True).clamp_min(1e-12)
     cosine = (unit[1:] * unit[:-1]).sum(-1)
     # The cosine of a vector with itself may round to just under 1; a threshold of 1 must still join equal
     # frames, and one of −1 all. "not (>=)" rather than "<": a NaN feature starts a segment of its own.
     cuts = ~(cosine >= threshold - 16 * torch.finfo(unit.dtype).eps)
-    return F.pad(cuts.to(torch.int64).cumsum(0), (1, 0))
+    return torch.constant_pad_nd(cuts.cumsum(0), (1, 0))
 
 
 def salient_segments(segments: Tensor, relevance: Tensor) -> Tensor:

@@ -11,13 +11,14 @@ from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
+from torch.compiler import is_dynamo_compiling
 
 from adatp_kernels.config import AdaTPConfig
 from adatp_kernels.errors import choice
 from adatp_kernels.integrations.transformers import families
 from adatp_kernels.integrations.transformers.cache import PrunedLayer, PrunedMasks, cache_of, check_cache
 from adatp_kernels.integrations.transformers.chunks import ChunkWatch
-from adatp_kernels.integrations.transformers.layers import LayerWatch
+from adatp_kernels.integrations.transformers.layers import LayerWatch, eval_frame_callback
 from adatp_kernels.integrations.transformers.prefill import VideoPrefill
 from adatp_kernels.integrations.transformers.relevance import by_row, check_relevance, frame_relevance, is_pair
 from adatp_kernels.integrations.transformers.report import PromptRecord, Report
@@ -27,7 +28,7 @@ from adatp_kernels.integrations.transformers.support import (
     stages_from,
     tensor_parallel_group,
 )
-from adatp_kernels.integrations.transformers.tap import AttentionTap
+from adatp_kernels.integrations.transformers.tap import AttentionTap, Functions
 from adatp_kernels.integrations.transformers.visuals import Visuals, find_visuals, with_images
 from adatp_kernels.pruner import AdaTPPruner
 
@@ -143,8 +144,10 @@ class Acceleration:
         self._seen: dict[str, Any] = {}
         self._seen_by: int | None = None
         self._thread: int | None = None  # whose forward is under way
+        self._functions: Functions = {}  # the attention functions that were found in this forward
         self._taps = {
-            layer: AttentionTap(self._layers[layer].self_attn) for layer in config.stage_layers(len(self._layers))
+            layer: AttentionTap(self._layers[layer].self_attn, self._functions)
+            for layer in config.stage_layers(len(self._layers))
         }
         self._handles = [
             self._base.register_forward_pre_hook(self._before_model, with_kwargs=True),
@@ -209,6 +212,7 @@ class Acceleration:
     def _forget(self) -> None:
         """Drop what belongs to one forward, also if it was interrupted."""
         self._watch.around = None
+        self._functions.clear()
         if self._prefill is not None:
             self._prefill = None
             for tap in self._taps.values():
@@ -307,27 +311,36 @@ class Acceleration:
     def _run_layer(
         self, number: int, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
-        output = forward(*args, **self._before_layer(number, args, kwargs))
-        return self._after_layer(number, output) if number in self._taps else output
+        # Past what keeps dynamo out where there is nothing to keep out: it costs as much as what it stands around.
+        plain = not is_dynamo_compiling() and eval_frame_callback() is None
+        before = self._before_layer if plain else self._before_layer_out_of_dynamo
+        output = forward(*args, **before(number, args, kwargs))
+        if number not in self._taps:
+            return output
+        after = self._after_layer if plain else self._after_layer_out_of_dynamo
+        return after(number, output)
 
-    @torch.compiler.disable
     def _before_layer(self, number: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
-        assert self._prefill is not None
+        prefill = self._prefill
+        assert prefill is not None
         hidden = args[0] if args else kwargs["hidden_states"]
         if number == 0:
             frames, features = self._frames(hidden)
             relevance = frame_relevance(self.relevance, self.question, frames)
-            self._prefill.begin(hidden, kwargs, features, relevance)
-        if self._prefill.next_layer == number:
+            prefill.begin(hidden, kwargs, features, relevance)
+        if number == prefill.next_layer:
             self._taps[number].open()
-        return self._prefill.before_layer(number, hidden, kwargs)
+        return prefill.before_layer(number, hidden, kwargs)
 
-    @torch.compiler.disable
     def _after_layer(self, number: int, output: Tensor) -> Tensor:
         assert self._prefill is not None
-        self._taps[number].close()
-        seen = self._taps[number].take()
+        tap = self._taps[number]
+        tap.close()
+        seen = tap.take()
         return output if seen is None else self._prefill.after_layer(number, output, seen)
+
+    _before_layer_out_of_dynamo = torch.compiler.disable(_before_layer)
+    _after_layer_out_of_dynamo = torch.compiler.disable(_after_layer)
 
     def _frames(self, hidden: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         """Of each row what stands for the frames, pixels if the family shows them, and their features [num_frames, d]."""

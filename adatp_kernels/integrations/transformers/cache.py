@@ -31,9 +31,8 @@ class PrunedLayer(DynamicLayer):
     @classmethod
     def of(cls, layer: DynamicLayer, columns: Tensor, covered: int) -> PrunedLayer:
         """`layer`'s tensors, of which the first ``columns.shape[1]`` entries stand for `columns`."""
-        new = cls()
-        new.__dict__.update(layer.__dict__)
-        new.columns, new.covered = columns, covered
+        new = cls.__new__(cls)
+        new.__dict__.update(layer.__dict__, columns=columns, covered=covered)
         return new
 
     def get_seq_length(self) -> int:

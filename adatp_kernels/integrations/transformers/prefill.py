@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -34,7 +35,7 @@ class _Alike(NamedTuple):
     before: Tensor | None  # the columns they held before
     whole: Tensor | None  # the mask they are given
     held: Tensor  # the columns they hold now, [B, n]
-    part: Tensor | None  # their part of the mask
+    replaced: dict[str, Any]  # of their keyword arguments
 
 
 class VideoPrefill:
@@ -46,11 +47,14 @@ class VideoPrefill:
         What the model was called with.
     visuals : list of Visuals
         Of each row.
+    next_layer : int, optional
+        The layer whose query and key are needed next.
     """
 
     def __init__(self, pruner: AdaTPPruner, arguments: dict[str, Any], visuals: list[Visuals]) -> None:
         self.pruner, self.arguments, self.visuals = pruner, arguments, visuals
         self.state: PruningState | None = None
+        self.next_layer: int | None = None
         self.entered: list[int] = []
         self.survivors: list[tuple[int, Tensor]] = []
         given = arguments.get("attention_mask")
@@ -64,11 +68,6 @@ class VideoPrefill:
             if not bool(real[:, -1].all()):
                 raise ValueError("attention_mask: accelerate supports padding on the left; the last token is padding")
             self.padding = real.long().argmax(1).tolist()
-
-    @property
-    def next_layer(self) -> int | None:
-        """The layer whose query and key are needed next."""
-        return None if self.state is None else self.state.next_layer
 
     def frame_means(self, hidden: Tensor) -> list[Tensor]:
         """The mean of every frame's visual features as the decoder gets them: for each row [num_frames, D] in float32."""
@@ -99,11 +98,15 @@ class VideoPrefill:
         """
         self.cache: Any = cache_of(kwargs)
         self.past = columns_before(self.cache)
+        layers = () if self.cache is None else self.cache.layers
+        self._pruned_before = any([isinstance(layer, PrunedLayer) for layer in layers])
+        self._compacts = self.cache is not None and self.pruner.config.compact_cache
         if self.key_mask is not None:
             self.key_mask = self.key_mask[:, -hidden.shape[1] - self.past :]
-        self.rotary: tuple[Tensor, ...] = tuple(kwargs["position_embeddings"])
+        self.rotary: Sequence[Tensor] = kwargs["position_embeddings"]
         # M-RoPE may come with a dimension for time, height and width before the batch's.
-        self.rotary_dims = [(1, 2) if part.dim() == 4 else 1 for part in self.rotary]
+        self._dims = [1, *[(1, 2) if part.dim() == 4 else 1 for part in self.rotary]]
+        self._device: torch.device | None = None  # where state, cos and sin were brought together
         self.clock = PhaseClock(hidden.device)
         layouts = [row.layout for row in self.visuals]
         segments = [self._segments(row, frames) for row, frames in zip(self.visuals, features, strict=True)]
@@ -122,6 +125,7 @@ class VideoPrefill:
             self.state = self.pruner.begin(
                 layouts, length, segments=segments, relevance=relevance, padding=self.padding, device=device
             )
+        self.next_layer = self.state.next_layer
         self.columns: dict[int, Tensor] = {}  # of every layer that holds a part: which columns
         self._of_layers_alike: _Alike | None = None
 
@@ -138,67 +142,57 @@ class VideoPrefill:
 
     def before_layer(self, number: int, hidden: Tensor, kwargs: dict[str, Any]) -> dict[str, Any]:
         """The layer's keyword arguments, cut down to the tokens that are left."""
-        assert self.state is not None
         self.entered.append(hidden.shape[1])
-        layer = self.cache.layers[number] if self.cache is not None and number < len(self.cache.layers) else None
-        if not self.survivors and not isinstance(layer, PrunedLayer):
+        layer = self.cache.layers[number] if self._pruned_before and number < len(self.cache.layers) else None
+        before = layer.columns if isinstance(layer, PrunedLayer) else None
+        if before is None and not self.survivors:
             return kwargs
         # Layers between two stages that held the same before hold, and mask, the same now.
-        kept, before = self.state.kept, layer.columns if isinstance(layer, PrunedLayer) else None
-        mask = kwargs.get("attention_mask")
-        alike = self._of_layers_alike
+        assert self.state is not None
+        kept, mask, alike = self.state.kept, kwargs.get("attention_mask"), self._of_layers_alike
         if alike is None or alike.kept is not kept or alike.before is not before or alike.whole is not mask:
             held, part = columns_held(layer, self.past, kept), mask
             if mask is not None:
                 part = take_columns(take_rows(mask, kept) if mask.dim() == 4 else mask, held)
-            self._of_layers_alike = alike = _Alike(kept, before, mask, held, part)
+            # Position ids are left out: what the layer needs of them is in cos and sin, and with gaps in
+            # them flash attention would take the prompt for several packed ones.
+            replaced = {"attention_mask": part, "position_embeddings": self.rotary, "position_ids": None}
+            self._of_layers_alike = alike = _Alike(kept, before, mask, held, replaced)
         self.columns[number] = alike.held
-        # Position ids are left out: what the layer needs of them is in cos and sin, and with gaps in
-        # them flash attention would take the prompt for several packed ones.
-        return {**kwargs, "attention_mask": alike.part, "position_embeddings": self.rotary, "position_ids": None}
+        return kwargs | alike.replaced
 
     def after_layer(self, number: int, hidden: Tensor, seen: Seen) -> Tensor:
         """Prune after a layer that scored; returns the hidden states that go on."""
         assert self.state is not None
         state, device = self.state, hidden.device
-        if state.device != device or any([part.device != device for part in self.rotary]):  # a model may be spread out
+        if device != self._device:  # a model may be spread out
             state, self.rotary = state.to(device), tuple(part.to(device) for part in self.rotary)
-        # Of a cache, only this prompt's tokens are pruned; what earlier turns left stays.
-        layers = self._layers_to_compact(number)
-        entries = [entry for layer in layers if layer.keys.device == device for entry in (layer.keys, layer.values)]
-        travelling = [hidden, *self.rotary, *(entry[:, :, entry.shape[2] - hidden.shape[1] :] for entry in entries)]
+            self._device = device
+        travelling, dims, length = [hidden, *self.rotary], self._dims, hidden.shape[1]
+        if self._compacts:
+            # Of a cache, only this prompt's tokens are pruned; what earlier turns left stays.
+            layers = self.cache.layers[: number + 1]
+            near = [entry for layer in layers if layer.keys.device == device for entry in (layer.keys, layer.values)]
+            travelling += [entry[:, :, entry.shape[2] - length :] for entry in near]
+            dims = dims + [2] * len(near)
         key_mask = self.key_mask
         if key_mask is not None:
             if number in self.columns:
                 key_mask = take_columns(key_mask, self.columns[number])
             key_mask = key_mask.to(device)
-        self.clock.start()
-        self.state, moved = self.pruner(
-            state,
-            seen.query,
-            seen.key,
-            travelling,
-            dims=[1, *self.rotary_dims, *[2] * len(entries)],
-            scale=seen.scale,
-            lse=seen.lse,
-            key_mask=key_mask,
-            on_phase=self.clock.phase_done,
-        )
-        self.survivors.append((number, self.state.kept))
-        compacted = iter(moved[1 + len(self.rotary) :])
-        for layer in layers:
-            older = layer.keys.shape[2] - hidden.shape[1]
-            if layer.keys.device == device:
-                parts: Any = (next(compacted), next(compacted))
-            else:
-                places = torch.searchsorted(state.kept, self.state.kept).to(layer.keys.device)
-                parts = gather(places, layer.keys[:, :, older:], layer.values[:, :, older:], dims=2)
-            layer.keys, layer.values = (
-                torch.cat([entry[:, :, :older], part], dim=2) if older else part
-                for entry, part in zip((layer.keys, layer.values), parts, strict=True)
-            )
-        self.rotary = moved[1 : 1 + len(self.rotary)]
-        return moved[0]
+        clock = self.clock
+        clock.mark(None)
+        following, moved = self.pruner.forward(
+            state, seen.query, seen.key, travelling, dims=dims, scale=seen.scale, lse=seen.lse, key_mask=key_mask,
+            on_phase=clock.mark,
+        )  # fmt: skip
+        self.state, self.next_layer = following, following.next_layer
+        self.survivors.append((number, following.kept))
+        if self._compacts:
+            _compact(layers, state.kept, following.kept, length, moved[len(self._dims) :])
+            moved = moved[: len(self._dims)]
+        hidden, *self.rotary = moved
+        return hidden
 
     def finish(self) -> PromptRecord:
         """After the last layer: tell the cache what it holds, and what is worth remembering of the prompt.
@@ -222,22 +216,18 @@ class VideoPrefill:
             self._tell_cache(self.entered[0])
         return PromptRecord(
             state=self.state,
-            layouts=tuple(row.layout for row in self.visuals),
+            layouts=tuple([row.layout for row in self.visuals]),
             entered=tuple(self.entered),
             survivors=tuple(self.survivors),
             clock=self.clock,
             backends=last_used(),
         )
 
-    def _layers_to_compact(self, last: int) -> list[Any]:
-        """The cache layers up to `last`, if the cache is to be compacted."""
-        return self.cache.layers[: last + 1] if self.cache is not None and self.pruner.config.compact_cache else []
-
     def _tell_cache(self, length: int) -> None:
         """Let every layer of the cache know which of the prompt's `length` columns it holds."""
         assert self.state is not None
         layers, kept = self.cache.layers, self.state.kept
-        if self.pruner.config.compact_cache:
+        if self._compacts:
             if self.key_mask is None and not any(isinstance(layer, PrunedLayer) for layer in layers):
                 layers[:] = [CompactedLayer.of(layer, length - self.state.length) for layer in layers]
                 return
@@ -247,12 +237,33 @@ class VideoPrefill:
             layers[number] = PrunedLayer.of(layers[number], columns, self.past + length)
 
 
+def _compact(layers: list[Any], kept: Tensor, left: Tensor, length: int, moved: Sequence[Tensor]) -> None:
+    """Drop from cache `layers` what a stage dropped: of the `length` newest tokens, `kept`, some are `left`.
+
+    Keys and values of those layers that are on the stage's device were `moved` with it.
+    """
+    parts = iter(moved)
+    for layer in layers:
+        older = layer.keys.shape[2] - length
+        if layer.keys.device == left.device:
+            both: Any = (next(parts), next(parts))
+        else:
+            places = torch.searchsorted(kept, left).to(layer.keys.device)
+            both = gather(places, layer.keys[:, :, older:], layer.values[:, :, older:], dims=2)
+        layer.keys, layer.values = (
+            torch.cat([entry[:, :, :older], part], dim=2) if older else part
+            for entry, part in zip((layer.keys, layer.values), both, strict=True)
+        )
+
+
 def _alike(layouts: list[VisualLayout], *others: list[Any]) -> bool:
     """Whether all rows have the same layout and the same of everything else: copies of one prompt."""
 
     def same(a: Any, b: Any) -> bool:
         return a is b or (a.equal(b) if isinstance(a, Tensor) and isinstance(b, Tensor) else a == b)
 
+    if len(layouts) == 1:
+        return True
     first = layouts[0]
     return all(
         same(row.index, first.index) and same(row.frame, first.frame) and same(row.position, first.position)

@@ -45,6 +45,8 @@ def by_row(values: Tensor, frames: list[int]) -> list[Tensor] | None:
 
     Where every prompt comes as several copies in a row, as beams do, the frames of one of them are enough.
     """
+    if frames == [len(values)]:
+        return [values]
     copies, rest = divmod(sum(frames), len(values))
     if rest or copies < 1 or len(frames) % copies or sum(frames[::copies]) != len(values):
         return None

@@ -26,15 +26,8 @@ class PhaseClock:
         self._cuda = device.type == "cuda"
         self._marks: list[tuple[str | None, float | torch.cuda.Event]] = []
 
-    def start(self) -> None:
-        """A stage begins."""
-        self._mark(None)
-
-    def phase_done(self, phase: str) -> None:
-        """One of its phases was launched."""
-        self._mark(phase)
-
-    def _mark(self, phase: str | None) -> None:
+    def mark(self, phase: str | None) -> None:
+        """A phase of a stage was launched; None: a stage begins."""
         now: float | torch.cuda.Event = time.perf_counter()
         if self._cuda:
             now = torch.cuda.Event(enable_timing=True)

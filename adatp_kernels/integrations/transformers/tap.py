@@ -9,19 +9,26 @@ and keeps what it saw.
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
+from torch.compiler import is_dynamo_compiling
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, AttentionInterface
 
 from adatp_kernels.integrations.transformers import attention
+from adatp_kernels.integrations.transformers.layers import eval_frame_callback
 
 _NAME = "adatp_tap"
 
+# An attention function of transformers', and those that were found, by the class of a module and its configuration's id.
+Function = Callable[..., tuple[Tensor, Any]]
+Functions = dict[tuple[type, int], Function | None]
 
-@dataclass(frozen=True, eq=False)
+
+@dataclass(eq=False, slots=True)
 class Seen:
     """What one attention call worked on.
 
@@ -53,19 +60,32 @@ class _Tapped:
 
 
 class AttentionTap:
-    """A tap on one attention module: `open` before its forward, `close` after it."""
+    """A tap on one attention module: `open` before its forward, `close` after it.
 
-    def __init__(self, module: Any) -> None:
+    Parameters
+    ----------
+    module : Module
+    functions : dict, optional
+        Where taps that are opened within one forward share what they looked up. To be emptied after it: until then nobody
+        is expected to give the model another attention function.
+    """
+
+    def __init__(self, module: Any, functions: Functions | None = None) -> None:
         self.module = module
         self.seen: Seen | None = None
-        self._config: Any = None
+        self._functions: Functions = {} if functions is None else functions
+        self._config: Any = None  # the module's own, while the tap is open
+        self._tapped: _Tapped | None = None
 
     def open(self) -> None:
         """Make the next forward of the module record what it sees."""
         self.seen = None
-        self._config = self.module.config
         # Past nn.Module's __setattr__, which looks for parameters and submodules first, here and below.
-        vars(self.module)["config"] = _Tapped(self._config, self)
+        fields = vars(self.module)
+        self._config = config = fields["config"]
+        if self._tapped is None or self._tapped._adatp_config is not config:
+            self._tapped = _Tapped(config, self)
+        fields["config"] = self._tapped
 
     def close(self) -> None:
         """Leave the module as it was, also if its forward failed half way."""
@@ -77,31 +97,49 @@ class AttentionTap:
         seen, self.seen = self.seen, None
         return seen
 
-    def run(
-        self, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **options: Any
-    ) -> tuple[Tensor, Tensor | None]:
-        """The module's own attention, seen."""
-        self.close()
-        name = self.module.config._attn_implementation
-        lse = None
-        if name == attention.NAME:
-            output, lse = attention.attention_with_lse(self.module, query, key, value, mask, **options)
-            result: tuple[Tensor, Tensor | None] = (output, None)
-        else:
+    def function(self, config: Any) -> Function | None:
+        """The attention function that the module has by `config`; None for ``"adatp"``, whose LSE is wanted, too."""
+        kind = type(self.module)
+        found = (kind, id(config))
+        if found not in self._functions:
+            name = config._attn_implementation
             # Every modelling file has an eager attention of its own.
-            eager = getattr(sys.modules[type(self.module).__module__], "eager_attention_forward", None)
-            result = ALL_ATTENTION_FUNCTIONS.get_interface(name, eager)(self.module, query, key, value, mask, **options)
-        # Scored in the dtype that the attention computed in, to which an LSE of it belongs.
-        query, key = attention.under_autocast(query, key)
-        self.seen = Seen(query, key, options.get("scaling"), lse)
-        return result
+            eager = getattr(sys.modules[kind.__module__], "eager_attention_forward", None)
+            self._functions[found] = (
+                None if name == attention.NAME else ALL_ATTENTION_FUNCTIONS.get_interface(name, eager)
+            )
+        return self._functions[found]
 
 
-@torch.compiler.disable
 def _tapped_attention(
     module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
 ) -> tuple[Tensor, Tensor | None]:
-    return module.config._adatp_tap.run(query, key, value, attention_mask, **options)
+    if is_dynamo_compiling() or eval_frame_callback() is not None:
+        return _seen_out_of_dynamo(module, query, key, value, attention_mask, **options)
+    return _seen_attention(module, query, key, value, attention_mask, **options)
 
+
+def _seen_attention(
+    module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **options: Any
+) -> tuple[Tensor, Tensor | None]:
+    """The module's own attention, seen."""
+    tap = module.config._adatp_tap
+    tap.close()
+    function, lse = tap.function(module.config), None
+    if function is None:
+        output, lse = attention.attention_with_lse(module, query, key, value, mask, **options)
+        result: tuple[Tensor, Tensor | None] = (output, None)
+    else:
+        result = function(module, query, key, value, mask, **options)
+    # Scored in the dtype that the attention computed in, to which an LSE of it belongs.
+    if _any_autocast():
+        query, key = attention.under_autocast(query, key)
+    tap.seen = Seen(query, key, options.get("scaling"), lse)
+    return result
+
+
+_seen_out_of_dynamo = torch.compiler.disable(_seen_attention)
+# Whether autocast is on for any device; where torch does not tell, it is looked up for the tensors' own.
+_any_autocast: Callable[[], bool] = getattr(torch._C, "_is_any_autocast_enabled", lambda: True)
 
 AttentionInterface.register(_NAME, _tapped_attention)

@@ -70,7 +70,7 @@ def find_visuals(
             "input_ids: accelerate finds the visual tokens by their ids, so a prompt with a video cannot come as inputs_embeds"
         )
     here = ids.cpu()
-    rows: list[list[_Clip]] = [[] for _ in here]
+    rows: list[list[_Clip]] = [[] for _ in range(len(here))]
     if video:
         rows = _videos(family, model, arguments, here)
     if image_id is not None:
@@ -94,7 +94,7 @@ def with_images(visuals: Visuals, values: Tensor) -> Tensor:
 
 def _videos(family: Family, model: Any, arguments: dict[str, Any], ids: Tensor) -> list[list[_Clip]]:
     """The videos of each row."""
-    places = [row.nonzero()[:, 0] for row in ids == family.token_id(model)]
+    places = [row.nonzero().view(-1) for row in (ids == family.token_id(model)).unbind()]
     counts = [len(row) for row in places]
     left = list(family.frame_sizes(model, arguments, counts))
     # Of copies of a prompt, as beams are, newer versions of transformers encode the video once.

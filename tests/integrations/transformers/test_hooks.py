@@ -52,6 +52,25 @@ def test_flash_attention_2_never_sees_gapped_position_ids(monkeypatch):
     assert (logits - masked(inputs, run.report().survivors, max_new_tokens=5)[1]).abs().max() <= TOLERANCE
 
 
+def test_each_prompt_looks_up_its_attention_anew(monkeypatch):
+    """An attention function that is registered between two prompts runs in every layer of the second."""
+    calls, functions = [], type(ALL_ATTENTION_FUNCTIONS)._global_mapping
+    sdpa = functions["sdpa"]
+
+    def other(module, *tensors, **options):
+        calls.append(getattr(module, "layer_idx", None))
+        return sdpa(module, *tensors, **options)
+
+    model, inputs = llava_onevision("sdpa"), prompt()
+    with adatp.accelerate(model, CONFIG) as run:
+        generate(model, inputs, max_new_tokens=1)
+        monkeypatch.setitem(functions, "sdpa", other)
+        generate(model, inputs, max_new_tokens=1)
+        assert run.report().survivors
+    # The vision tower's come first.
+    assert calls[-LAYERS:] == list(range(LAYERS))
+
+
 def test_no_stage_waits_for_the_device(monkeypatch):
     """What would read a device's values back raises while a stage runs."""
     model, inputs = llava_onevision("adatp"), prompt()

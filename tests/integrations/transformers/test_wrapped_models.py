@@ -6,12 +6,14 @@ import pytest
 import torch
 from family_models import BUILDERS, batch_of, build, prompt
 from masked_reference import TOLERANCE, MaskedReference, generate, survivors_of
+from torch.compiler import is_dynamo_compiling
 from transformers import DynamicCache
 
 import adatp_kernels as adatp
 from adatp_kernels.integrations.transformers import families
+from adatp_kernels.integrations.transformers.layers import eval_frame_callback
 from adatp_kernels.integrations.transformers.prefill import VideoPrefill
-from adatp_kernels.integrations.transformers.tap import Seen
+from adatp_kernels.integrations.transformers.tap import AttentionTap, Seen
 from adatp_kernels.integrations.transformers.visuals import find_visuals
 
 CONFIG = adatp.AdaTPConfig(target_flops=0.5, stages=(2, 3, 6, 9))
@@ -174,3 +176,26 @@ def test_a_part_that_was_compiled_on_text_prunes_the_video_that_follows(part):
         assert (generate(model, inputs, max_new_tokens=4)[1] - expected).abs().max() <= TOLERANCE
     assert (generate(model, inputs, max_new_tokens=4)[1] - dense).abs().max() <= TOLERANCE
     torch._dynamo.reset()
+
+
+@pytest.mark.parametrize("part", ["", ".layers.2", ".layers.2.self_attn"])
+def test_dynamo_keeps_out_of_what_prunes(part, monkeypatch):
+    """It neither traces these functions nor looks at their frames: they run once a prompt and differ every time."""
+    called = []
+
+    def watch(owner, name):
+        own = getattr(owner, name)
+
+        def watched(*args):
+            called.append((name, is_dynamo_compiling() or eval_frame_callback() is not None))
+            return own(*args)
+
+        monkeypatch.setattr(owner, name, watched)
+
+    watch(VideoPrefill, "before_layer"), watch(VideoPrefill, "after_layer"), watch(AttentionTap, "function")
+    model, inputs = build("llava_onevision", layers=5), prompt("llava_onevision")
+    with adatp.accelerate(model, adatp.AdaTPConfig(target_flops=0.6, stages=(1, 2))):
+        model.get_submodule("model.language_model" + part).compile(backend="eager")
+        generate(model, inputs, max_new_tokens=1)
+    torch._dynamo.reset()
+    assert set(called) == {("before_layer", False), ("after_layer", False), ("function", False)}
