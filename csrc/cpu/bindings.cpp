@@ -4,6 +4,7 @@
 #include <torch/csrc/stable/tensor.h>
 #include <torch/headeronly/core/ScalarType.h>
 
+#include <algorithm>
 #include <numeric>
 #include <optional>
 #include <vector>
@@ -104,18 +105,40 @@ void select(const Tensor& scores, const Tensor& segments, const Tensor& position
   rows(scores, segments, positions, budgets, prior, kept, first, num_selected, num_positions, dedup, soft_weight, isa);
 }
 
-void gather(const Tensor& indices, std::vector<Tensor> sources, std::vector<Tensor> targets, std::vector<int64_t> batch_dims,
-            std::vector<int64_t> token_dims, std::vector<int64_t> element_sizes) {
-  adatp::Tokens tokens{static_cast<const int64_t*>(indices.const_data_ptr()), indices.size(0), indices.size(1), {}};
+// A dense tensor of these sizes, of the dtype that `like` has; its values are whatever the memory holds.
+Tensor empty(const Tensor& like, const std::vector<int64_t>& sizes) {
+  std::vector<int64_t> strides(sizes.size(), 1);
+  for (size_t d = sizes.size() - 1; d > 0; --d) strides[d - 1] = strides[d] * std::max<int64_t>(sizes[d], 1);
+  int32_t dtype;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(like.get(), &dtype));
+  AtenTensorHandle made;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
+      int64_t(sizes.size()), sizes.data(), strides.data(), dtype, aoti_torch_device_type_cpu(), 0, &made));
+  return Tensor(made);
+}
+
+// Makes its results itself: from Python that takes longer than moving a short video's tokens.
+std::vector<Tensor> gather(const Tensor& indices, std::vector<Tensor> sources, std::vector<int64_t> batch_dims,
+                           std::vector<int64_t> token_dims) {
+  const int64_t batch = indices.size(0), kept = indices.size(1);
+  adatp::Tokens tokens{static_cast<const int64_t*>(indices.const_data_ptr()), batch, kept, {}};
   strides_of(indices, tokens.strides);
+  std::vector<Tensor> targets;
+  targets.reserve(sources.size());
   std::vector<adatp::Transfer> transfers;
   for (size_t i = 0; i < sources.size(); ++i) {
-    const Tensor &source = sources[i], &target = targets[i];
-    transfers.push_back({source.const_data_ptr(), target.mutable_data_ptr(), element_sizes[i], source.dim(),
+    const Tensor& source = sources[i];
+    std::vector<int64_t> sizes(source.sizes().begin(), source.sizes().end());
+    if (batch != 1) sizes[batch_dims[i]] = batch;  // a single row's tokens are taken of every row
+    sizes[token_dims[i]] = kept;
+    const Tensor& target = targets.emplace_back(empty(source, sizes));
+    if (target.numel() == 0) continue;
+    transfers.push_back({source.const_data_ptr(), target.mutable_data_ptr(), int64_t(source.element_size()), source.dim(),
                          source.sizes().data(), source.strides().data(), target.sizes().data(), target.strides().data(),
                          batch_dims[i], token_dims[i]});
   }
-  adatp::gather(tokens, transfers, parallel);
+  if (!transfers.empty()) adatp::gather(tokens, transfers, parallel);
+  return targets;
 }
 
 int64_t best_isa() { return int64_t(adatp::best_isa()); }
@@ -131,9 +154,7 @@ STABLE_TORCH_LIBRARY(adatp_cpu, m) {
   m.def(
       "select(Tensor scores, Tensor segments, Tensor positions, Tensor budgets, Tensor? prior, Tensor(a!) kept, int first, "
       "int num_selected, int num_positions, int dedup, float soft_weight, int isa) -> ()");
-  m.def(
-      "gather(Tensor indices, Tensor[] sources, Tensor(a!)[] targets, int[] batch_dims, int[] token_dims, "
-      "int[] element_sizes) -> ()");
+  m.def("gather(Tensor indices, Tensor[] sources, int[] batch_dims, int[] token_dims) -> Tensor[]");
 }
 
 STABLE_TORCH_LIBRARY_IMPL(adatp_cpu, CPU, m) {

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from adatp_kernels.config import DEDUPLICATION
 from adatp_kernels.ops import reference
-from adatp_kernels.ops.arguments import Scoring, Selection, moved_shape
+from adatp_kernels.ops.arguments import Scoring, Selection
 from adatp_kernels.ops.checks import has_unusual
 from adatp_kernels.ops.native.build import Library, find_or_build
 from adatp_kernels.ops.native.recipe import CPU, BuildError
@@ -90,18 +90,10 @@ def _survivors(scores: Tensor, selection: Selection, first: int, length: int) ->
 
 def gather(indices: Tensor, tensors: Sequence[Tensor], dims: Sequence[tuple[int, int]]) -> tuple[Tensor, ...]:
     """As `functional.gather`."""
-    rows, kept = indices.shape
-    results, moves = [], []
-    for tensor, pair in zip(tensors, dims, strict=True):
-        shape = moved_shape(tensor.shape, pair, rows, kept)
-        result = torch.empty(shape, dtype=tensor.dtype, device=tensor.device)
-        results.append(result)
-        if 0 not in shape:
-            source = tensor.resolve_conj().resolve_neg() if tensor.is_neg() or tensor.is_complex() else tensor
-            moves.append((source, result, *pair, tensor.element_size()))
-    if moves:
-        _ops.gather.default(indices, *map(list, zip(*moves, strict=True)))
-    return tuple(results)
+    sources = [
+        tensor.resolve_conj().resolve_neg() if tensor.is_neg() or tensor.is_complex() else tensor for tensor in tensors
+    ]
+    return tuple(_ops.gather.default(indices, sources, [batch for batch, _ in dims], [token for _, token in dims]))
 
 
 def prune(
