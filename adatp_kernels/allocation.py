@@ -30,7 +30,7 @@ class Allocator:
             level, filled, slope = left_at, filled + (left_at - level) * slope, slope + weight
             self._risen.append((level, filled, slope))
 
-    def share(self, total: int, caps: Sequence[int]) -> Sequence[int]:
+    def share(self, total: int, caps: Sequence[int]) -> list[int]:
         """How much of `total` every segment gets; the caps themselves if they sum to less.
 
         Parameters
@@ -40,7 +40,7 @@ class Allocator:
         caps : sequence of int
             At least 0, one per segment.
         """
-        return self.shares([total], caps)[0]
+        return [*self.shares([total], caps)[0]]
 
     def shares(self, totals: Sequence[int], caps: Sequence[int]) -> list[Sequence[int]]:
         """`share` of one total after the other, each with the shares of the one before it as caps; the first with `caps`."""
@@ -109,6 +109,6 @@ class Allocator:
         return stages
 
 
-def allocate(total: int, weights: Sequence[float], caps: Sequence[int]) -> Sequence[int]:
+def allocate(total: int, weights: Sequence[float], caps: Sequence[int]) -> list[int]:
     """Share `total` out once; see `Allocator`."""
     return Allocator(weights).share(total, caps)
