@@ -53,5 +53,5 @@ def test_the_callers_prior_comes_before_the_configured_one(tmp_path):
     pruner = adatp.AdaTPPruner(config, **DECODER)
     begin = lambda **options: pruner.begin(layout, 9, segments=torch.tensor([0, 1]), **options)  # noqa: E731
     text = [1.0], [1.0, 1.0]
-    assert begin()._tokens["prior"].tolist() == [[*text[0], *[2.0] * 6, *text[1]]]
-    assert begin(prior=torch.full((2, 3), 5.0))._tokens["prior"].tolist() == [[*text[0], *[5.0] * 6, *text[1]]]
+    assert begin()._prior.tolist() == [[*text[0], *[2.0] * 6, *text[1]]]
+    assert begin(prior=torch.full((2, 3), 5.0))._prior.tolist() == [[*text[0], *[5.0] * 6, *text[1]]]

@@ -36,6 +36,18 @@ const uint8_t* mask_of(const std::optional<Tensor>& mask, int64_t (&strides)[2])
   return static_cast<const uint8_t*>(mask->const_data_ptr());
 }
 
+// A dense tensor of these sizes, of the dtype that `like` has; its values are whatever the memory holds.
+Tensor empty(const Tensor& like, const std::vector<int64_t>& sizes) {
+  std::vector<int64_t> strides(sizes.size(), 1);
+  for (size_t d = sizes.size() - 1; d > 0; --d) strides[d - 1] = strides[d] * std::max<int64_t>(sizes[d], 1);
+  int32_t dtype;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(like.get(), &dtype));
+  AtenTensorHandle made;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
+      int64_t(sizes.size()), sizes.data(), strides.data(), dtype, aoti_torch_device_type_cpu(), 0, &made));
+  return Tensor(made);
+}
+
 adatp::Attention attention_of(const Tensor& query, const Tensor& key, int64_t query_start, double scale,
                               const std::optional<Tensor>& key_mask, const std::optional<Tensor>& query_mask) {
   adatp::Attention a{};
@@ -98,23 +110,14 @@ void select_rows(const Tensor& scores, const Tensor& segments, const Tensor& pos
   });
 }
 
-void select(const Tensor& scores, const Tensor& segments, const Tensor& positions, const Tensor& budgets,
-            std::optional<Tensor> prior, Tensor kept, int64_t first, int64_t num_selected, int64_t num_positions,
-            int64_t dedup, double soft_weight, int64_t isa) {
+// The surviving tokens of a sequence of `length`, whose columns begin at token `first`.
+Tensor select(const Tensor& scores, const Tensor& segments, const Tensor& positions, const Tensor& budgets,
+              std::optional<Tensor> prior, int64_t first, int64_t length, int64_t num_selected, int64_t num_positions,
+              int64_t dedup, double soft_weight, int64_t isa) {
+  const Tensor kept = empty(segments, {scores.size(0), length - scores.size(1) + num_selected});
   const auto rows = scores.scalar_type() == ScalarType::Double ? select_rows<double> : select_rows<float>;
   rows(scores, segments, positions, budgets, prior, kept, first, num_selected, num_positions, dedup, soft_weight, isa);
-}
-
-// A dense tensor of these sizes, of the dtype that `like` has; its values are whatever the memory holds.
-Tensor empty(const Tensor& like, const std::vector<int64_t>& sizes) {
-  std::vector<int64_t> strides(sizes.size(), 1);
-  for (size_t d = sizes.size() - 1; d > 0; --d) strides[d - 1] = strides[d] * std::max<int64_t>(sizes[d], 1);
-  int32_t dtype;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(like.get(), &dtype));
-  AtenTensorHandle made;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
-      int64_t(sizes.size()), sizes.data(), strides.data(), dtype, aoti_torch_device_type_cpu(), 0, &made));
-  return Tensor(made);
+  return kept;
 }
 
 // Makes its results itself: from Python that takes longer than moving a short video's tokens.
@@ -152,8 +155,8 @@ STABLE_TORCH_LIBRARY(adatp_cpu, m) {
       "column_sums(Tensor query, Tensor key, Tensor? lse, Tensor? key_mask, Tensor? query_mask, Tensor(a!) scores, "
       "int query_start, int first, float scale, int isa) -> ()");
   m.def(
-      "select(Tensor scores, Tensor segments, Tensor positions, Tensor budgets, Tensor? prior, Tensor(a!) kept, int first, "
-      "int num_selected, int num_positions, int dedup, float soft_weight, int isa) -> ()");
+      "select(Tensor scores, Tensor segments, Tensor positions, Tensor budgets, Tensor? prior, int first, int length, "
+      "int num_selected, int num_positions, int dedup, float soft_weight, int isa) -> Tensor");
   m.def("gather(Tensor indices, Tensor[] sources, int[] batch_dims, int[] token_dims) -> Tensor[]");
 }
 

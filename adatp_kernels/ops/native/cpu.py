@@ -78,14 +78,11 @@ def select(scores: Tensor, selection: Selection) -> Tensor:
 
 def _survivors(scores: Tensor, selection: Selection, first: int, length: int) -> Tensor:
     """The surviving tokens [B, first + K + rest] of a sequence of `length` whose columns begin at token `first`."""
-    batch, columns = scores.shape
-    kept = torch.empty(batch, length - columns + selection.num_selected, dtype=torch.int64, device=scores.device)
     prior = None if selection.prior is None else selection.prior.to(scores.dtype)
-    _ops.select.default(
-        scores, selection.segments, selection.positions, selection.budgets, prior, kept, first, selection.num_selected,
+    return _ops.select.default(
+        scores, selection.segments, selection.positions, selection.budgets, prior, first, length, selection.num_selected,
         min(selection.num_positions or 0, 1 << 40), DEDUPLICATION.index(selection.dedup), selection.soft_weight, _limit,
     )  # fmt: skip
-    return kept
 
 
 def gather(indices: Tensor, tensors: Sequence[Tensor], dims: Sequence[tuple[int, int]]) -> tuple[Tensor, ...]:
