@@ -36,12 +36,16 @@ const uint8_t* mask_of(const std::optional<Tensor>& mask, int64_t (&strides)[2])
   return static_cast<const uint8_t*>(mask->const_data_ptr());
 }
 
-// A dense tensor of these sizes, of the dtype that `like` has; its values are whatever the memory holds.
-Tensor empty(const Tensor& like, const std::vector<int64_t>& sizes) {
+int32_t dtype_of(const Tensor& tensor) {
+  int32_t dtype;
+  TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(tensor.get(), &dtype));
+  return dtype;
+}
+
+// A dense tensor; its values are whatever the memory holds.
+Tensor empty(const std::vector<int64_t>& sizes, int32_t dtype) {
   std::vector<int64_t> strides(sizes.size(), 1);
   for (size_t d = sizes.size() - 1; d > 0; --d) strides[d - 1] = strides[d] * std::max<int64_t>(sizes[d], 1);
-  int32_t dtype;
-  TORCH_ERROR_CODE_CHECK(aoti_torch_get_dtype(like.get(), &dtype));
   AtenTensorHandle made;
   TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(
       int64_t(sizes.size()), sizes.data(), strides.data(), dtype, aoti_torch_device_type_cpu(), 0, &made));
@@ -73,14 +77,22 @@ void row_lse(const Tensor& query, const Tensor& key, std::optional<Tensor> key_m
                  static_cast<float*>(lse.mutable_data_ptr()), parallel, adatp::Isa(isa));
 }
 
-void column_sums(const Tensor& query, const Tensor& key, std::optional<Tensor> lse, std::optional<Tensor> key_mask,
-                 std::optional<Tensor> query_mask, Tensor scores, int64_t query_start, int64_t first, double scale,
-                 int64_t isa) {
+void column_sums_out(const Tensor& query, const Tensor& key, std::optional<Tensor> lse, std::optional<Tensor> key_mask,
+                     std::optional<Tensor> query_mask, Tensor scores, int64_t query_start, int64_t first, double scale,
+                     int64_t isa) {
   int64_t lse_strides[3] = {};
   if (lse) strides_of(*lse, lse_strides);
   adatp::column_sums(attention_of(query, key, query_start, scale, key_mask, query_mask),
                      lse ? static_cast<const float*>(lse->const_data_ptr()) : nullptr, lse_strides, first,
                      first + scores.size(1), static_cast<float*>(scores.mutable_data_ptr()), parallel, adatp::Isa(isa));
+}
+
+Tensor column_sums(const Tensor& query, const Tensor& key, std::optional<Tensor> lse, std::optional<Tensor> key_mask,
+                   std::optional<Tensor> query_mask, int64_t query_start, int64_t first, int64_t last, double scale,
+                   int64_t isa) {
+  const Tensor scores = empty({key.size(0), last - first}, aoti_torch_dtype_float32());
+  column_sums_out(query, key, lse, key_mask, query_mask, scores, query_start, first, scale, isa);
+  return scores;
 }
 
 template <class Score>
@@ -114,7 +126,7 @@ void select_rows(const Tensor& scores, const Tensor& segments, const Tensor& pos
 Tensor select(const Tensor& scores, const Tensor& segments, const Tensor& positions, const Tensor& budgets,
               std::optional<Tensor> prior, int64_t first, int64_t length, int64_t num_selected, int64_t num_positions,
               int64_t dedup, double soft_weight, int64_t isa) {
-  const Tensor kept = empty(segments, {scores.size(0), length - scores.size(1) + num_selected});
+  const Tensor kept = empty({scores.size(0), length - scores.size(1) + num_selected}, dtype_of(segments));
   const auto rows = scores.scalar_type() == ScalarType::Double ? select_rows<double> : select_rows<float>;
   rows(scores, segments, positions, budgets, prior, kept, first, num_selected, num_positions, dedup, soft_weight, isa);
   return kept;
@@ -134,7 +146,7 @@ std::vector<Tensor> gather(const Tensor& indices, std::vector<Tensor> sources, s
     std::vector<int64_t> sizes(source.sizes().begin(), source.sizes().end());
     if (batch != 1) sizes[batch_dims[i]] = batch;  // a single row's tokens are taken of every row
     sizes[token_dims[i]] = kept;
-    const Tensor& target = targets.emplace_back(empty(source, sizes));
+    const Tensor& target = targets.emplace_back(empty(sizes, dtype_of(source)));
     if (target.numel() == 0) continue;
     transfers.push_back({source.const_data_ptr(), target.mutable_data_ptr(), int64_t(source.element_size()), source.dim(),
                          source.sizes().data(), source.strides().data(), target.sizes().data(), target.strides().data(),
@@ -152,8 +164,11 @@ STABLE_TORCH_LIBRARY(adatp_cpu, m) {
   m.def("best_isa() -> int");
   m.def("row_lse(Tensor query, Tensor key, Tensor? key_mask, Tensor(a!) lse, int query_start, float scale, int isa) -> ()");
   m.def(
-      "column_sums(Tensor query, Tensor key, Tensor? lse, Tensor? key_mask, Tensor? query_mask, Tensor(a!) scores, "
+      "column_sums.out(Tensor query, Tensor key, Tensor? lse, Tensor? key_mask, Tensor? query_mask, Tensor(a!) scores, "
       "int query_start, int first, float scale, int isa) -> ()");
+  m.def(
+      "column_sums(Tensor query, Tensor key, Tensor? lse, Tensor? key_mask, Tensor? query_mask, int query_start, "
+      "int first, int last, float scale, int isa) -> Tensor");
   m.def(
       "select(Tensor scores, Tensor segments, Tensor positions, Tensor budgets, Tensor? prior, int first, int length, "
       "int num_selected, int num_positions, int dedup, float soft_weight, int isa) -> Tensor");
@@ -162,6 +177,7 @@ STABLE_TORCH_LIBRARY(adatp_cpu, m) {
 
 STABLE_TORCH_LIBRARY_IMPL(adatp_cpu, CPU, m) {
   m.impl("row_lse", TORCH_BOX(&bindings::row_lse));
+  m.impl("column_sums.out", TORCH_BOX(&bindings::column_sums_out));
   m.impl("column_sums", TORCH_BOX(&bindings::column_sums));
   m.impl("select", TORCH_BOX(&bindings::select));
   m.impl("gather", TORCH_BOX(&bindings::gather));

@@ -35,6 +35,7 @@ try:
 except Exception as error:  # whatever is wrong with it, the reference runs, and the report says what
     raise ImportError(str(error) if isinstance(error, (BuildError, OSError)) else repr(error)) from error
 _ops = torch.ops.adatp_cpu
+_column_sums, _select, _gather = _ops.column_sums.default, _ops.select.default, _ops.gather.default
 DETAILS = f"{library.origin}; this CPU runs {INSTRUCTIONS[_ops.best_isa()]}"
 
 
@@ -58,14 +59,12 @@ def row_lse(query: Tensor, key: Tensor, *, query_start: int, scale: float, key_m
 
 def column_sums(scoring: Scoring) -> Tensor:
     """As `functional.column_sums`."""
-    key, (first, last) = scoring.key, scoring.key_range
-    scores = torch.empty(key.shape[0], last - first, dtype=torch.float32, device=key.device)
-    lse = None if scoring.lse is None else scoring.lse.float()
+    key, (first, last), lse = scoring.key, scoring.key_range, scoring.lse
     start = min(scoring.query_start, key.shape[2])
-    _ops.column_sums.default(
-        scoring.query, key, lse, scoring.key_mask, scoring.query_mask, scores, start, first, scoring.scale, _limit
+    return _column_sums(
+        scoring.query, key, None if lse is None else lse.float(), scoring.key_mask, scoring.query_mask, start, first, last,
+        scoring.scale, _limit,
     )  # fmt: skip
-    return scores
 
 
 column_sums_varlen = functools.partial(reference.column_sums_varlen, each=column_sums)
@@ -79,7 +78,7 @@ def select(scores: Tensor, selection: Selection) -> Tensor:
 def _survivors(scores: Tensor, selection: Selection, first: int, length: int) -> Tensor:
     """The surviving tokens [B, first + K + rest] of a sequence of `length` whose columns begin at token `first`."""
     prior = None if selection.prior is None else selection.prior.to(scores.dtype)
-    return _ops.select.default(
+    return _select(
         scores, selection.segments, selection.positions, selection.budgets, prior, first, length, selection.num_selected,
         min(selection.num_positions or 0, 1 << 40), DEDUPLICATION.index(selection.dedup), selection.soft_weight, _limit,
     )  # fmt: skip
@@ -90,7 +89,7 @@ def gather(indices: Tensor, tensors: Sequence[Tensor], dims: Sequence[tuple[int,
     sources = [
         tensor.resolve_conj().resolve_neg() if tensor.is_neg() or tensor.is_complex() else tensor for tensor in tensors
     ]
-    return tuple(_ops.gather.default(indices, sources, [batch for batch, _ in dims], [token for _, token in dims]))
+    return tuple(_gather(indices, sources, [batch for batch, _ in dims], [token for _, token in dims]))
 
 
 def prune(

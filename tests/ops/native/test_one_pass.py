@@ -121,7 +121,7 @@ def test_what_was_in_the_scores_before_is_not_read(rows):
     query, key = inputs(rows, 500, 16, heads=4, kv_heads=2)
     scores = torch.full((2, 300), math.nan)
     limit = native._limit
-    torch.ops.adatp_cpu.column_sums(query, key, None, None, None, scores, 499, 100, 0.25, limit)
+    torch.ops.adatp_cpu.column_sums.out(query, key, None, None, None, scores, 499, 100, 0.25, limit)
     expected = ops.column_sums(query, key, query_start=499, key_range=(100, 400), scale=0.25, backend="native")
     assert scores.equal(expected) and scores.isfinite().all()
 
