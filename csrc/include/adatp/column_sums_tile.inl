@@ -80,21 +80,48 @@ ADATP_INLINE Floats shift_for(Floats top) {
   return smaller(splat(__FLT_MAX__), larger(splat(-__FLT_MAX__), top));
 }
 
-// Asks for a cache line of each of the keys that come next, while these are multiplied.
-template <int COUNT, class Element>
-ADATP_INLINE void prefetch(const Element* keys, int64_t stride) {
+// COUNT keys from one element on, by the first of every three, a stride in bytes apart: few enough registers to address
+// all of them at once.
+template <int COUNT>
+struct Keys {
+  Keys(const void* keys, int64_t stride) : stride(stride) {
+#pragma GCC unroll 4
+    for (int i = 0; i < THIRDS; ++i) {
+      thirds[i] = static_cast<const char*>(keys) + 3 * i * stride;
+      // The compiler shall not see through this, or it computes, and spills, an offset for every key.
+      asm("" : "+r"(thirds[i]));
+    }
+  }
+
+  ADATP_INLINE const char* operator[](int k) const { return thirds[k / 3] + k % 3 * stride; }
+
+  // On to the next element.
+  ADATP_INLINE void advance(int64_t bytes) {
+#pragma GCC unroll 4
+    for (int i = 0; i < THIRDS; ++i) thirds[i] += bytes;
+  }
+
+  // Asks for a cache line of each of the keys that come next, while these are multiplied.
+  ADATP_INLINE void prefetch_next() const {
 #pragma GCC unroll 12
-  for (int k = 0; k < COUNT; ++k) __builtin_prefetch(keys + (COUNT + k) * stride);
-}
+    for (int k = 0; k < COUNT; ++k) __builtin_prefetch((*this)[k] + COUNT * stride);
+  }
+
+  static constexpr int THIRDS = (COUNT + 2) / 3;
+  const char* thirds[THIRDS];
+  const int64_t stride;
+};
 
 // sums[k] += panel[d] · keys[k][d], for one d and COUNT keys.
 template <int COUNT>
-ADATP_INLINE void multiply_add(const float* panel, const float* keys, int64_t stride, Floats (&sums)[COUNT][VECTORS]) {
+ADATP_INLINE void multiply_add(const float* panel, const Keys<COUNT>& keys, Floats (&sums)[COUNT][VECTORS]) {
   Floats rows[VECTORS];
   for (int v = 0; v < VECTORS; ++v) rows[v] = load(panel + v * WIDTH);
 #pragma GCC unroll 12
   for (int k = 0; k < COUNT; ++k) {
-    const Floats key = splat(keys[k * stride]);
+    float element;
+    __builtin_memcpy(&element, keys[k], 4);
+    const Floats key = splat(element);
     for (int v = 0; v < VECTORS; ++v) sums[k][v] += rows[v] * key;
   }
 }
@@ -102,14 +129,13 @@ ADATP_INLINE void multiply_add(const float* panel, const float* keys, int64_t st
 #if ADATP_DOT_BF16
 // As above for a pair of bfloat16: panel [ROWS][2].
 template <int COUNT>
-ADATP_INLINE void multiply_add(
-    const uint16_t* panel, const uint16_t* keys, int64_t stride, Floats (&sums)[COUNT][VECTORS]) {
+ADATP_INLINE void multiply_add(const uint16_t* panel, const Keys<COUNT>& keys, Floats (&sums)[COUNT][VECTORS]) {
   __m512i rows[VECTORS];
   for (int v = 0; v < VECTORS; ++v) rows[v] = _mm512_loadu_si512(panel + 2 * v * WIDTH);
 #pragma GCC unroll 12
   for (int k = 0; k < COUNT; ++k) {
     int32_t pair;
-    __builtin_memcpy(&pair, keys + k * stride, 4);
+    __builtin_memcpy(&pair, keys[k], 4);
     const __m512bh key = (__m512bh)_mm512_set1_epi32(pair);
     for (int v = 0; v < VECTORS; ++v)
       sums[k][v] = (Floats)_mm512_dpbf16_ps((__m512)sums[k][v], (__m512bh)rows[v], key);
@@ -120,13 +146,14 @@ ADATP_INLINE void multiply_add(
 // scores[k][row] = scale · Σ_d panel[d][row] · keys[k][d], in float32, for COUNT keys.
 template <int COUNT, class Element>
 __attribute__((noinline)) void multiply(
-    const Element* panel, const Element* keys, int64_t stride, int64_t dim, float scale, float* scores) {
+    const Element* panel, const Element* first, int64_t stride, int64_t dim, float scale, float* scores) {
   constexpr int64_t STEP = 4 / sizeof(Element), LINE = 64 / sizeof(Element);
+  Keys<COUNT> keys(first, stride * int64_t(sizeof(Element)));
   Floats sums[COUNT][VECTORS] = {};
-  for (int64_t d = 0; d < dim;) {
-    prefetch<COUNT>(keys + d, stride);
-    for (const int64_t end = d + LINE < dim ? d + LINE : dim; d < end; d += STEP, panel += STEP * ROWS)
-      multiply_add(panel, keys + d, stride, sums);
+  for (int64_t left = dim; left > 0; left -= LINE) {
+    keys.prefetch_next();
+    const Element* const end = panel + (left < LINE ? left : LINE) * ROWS;
+    for (; panel != end; panel += STEP * ROWS, keys.advance(4)) multiply_add(panel, keys, sums);
   }
 #pragma GCC unroll 12
   for (int k = 0; k < COUNT; ++k)
