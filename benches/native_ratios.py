@@ -1,6 +1,6 @@
 """The native backend on this CPU against plain torch and against the reference, as ratios of times.
 
-    python benches/native_ratios.py [--columns 6272] [--small 784 1568] [--rounds 15] [--only NAME]
+    python benches/native_ratios.py [--columns 6272] [--small 784 1568] [--rounds 15] [--only NAME] [--way NAME]
 
 One layer of LLaVA-OneVision-7B: 28 query heads, 4 key heads, head dim 128, 64 text rows. Absolute times mean little on a
 shared machine, so the native backend and one other take turns in one process, A B A B, and their medians are compared.
@@ -252,6 +252,7 @@ def main() -> int:
     parser.add_argument("--small", type=int, nargs="*", default=[784, 1568], help="shorter videos (default: 784 1568)")
     parser.add_argument("--rounds", type=int, default=15, help="turns of each variant, at least (default: %(default)s)")
     parser.add_argument("--only", default="", help="rows whose name holds this")
+    parser.add_argument("--way", help="compare with this way to write plain torch, and not with the fastest")
     options = parser.parse_args()
     report = backend_report()
     if not report.available["native"]:
@@ -260,7 +261,7 @@ def main() -> int:
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, native {report.details['native']}\n")
     print("| | native | plain torch ÷ native | which | reference ÷ native | memory added |\n|---|---|---|---|---|---|")
     for row in rows(options.columns, options.small):
-        if options.only not in row.name:
+        if options.only not in row.name or (options.way and options.way not in row.torch):
             continue
         right = row.reference(0)
         for variant, call in {"native": row.native, **row.torch}.items():
@@ -269,7 +270,7 @@ def main() -> int:
                 return 1
         del right
         memory = added_memory(row.native)
-        best = fastest(row.torch)
+        best = options.way or fastest(row.torch)
         native, plain = medians([row.native, row.torch[best]], options.rounds)
         again, reference = medians([row.native, row.reference], options.rounds)
         added = "?" if memory is None else f"{memory / 2**20:.1f} MB"
