@@ -77,9 +77,19 @@ def accept(
     if key.device != device:
         raise ValueError(f"state: expected device {key.device}, where key is, got {device}; move it by state.to")
     pairs = checks.token_tensors(tensors, dims, batch, device, length)
-    # A copy, which the caller cannot change.
-    dims = [*dims] if isinstance(dims, list) else dims
-    return Accepted(factor, pairs, scale, dims, query.dtype, rows[1], keys[1], rows[3])
+    return Accepted(factor, pairs, scale, _own(dims), query.dtype, rows[1], keys[1], rows[3])
+
+
+def _own(dims: Any) -> Any:
+    """`dims` where equal ones always mean the same dimensions, in a copy that the caller cannot change; else None.
+
+    What counts from behind depends on a tensor's number of dimensions.
+    """
+    entries = dims if type(dims) in (list, tuple) else (dims,)
+    flat = [number for entry in entries for number in (entry if type(entry) is tuple else (entry,))]
+    if not all(type(number) is int and number >= 0 for number in flat):
+        return None
+    return [*dims] if type(dims) is list else dims
 
 
 def _are_alike(

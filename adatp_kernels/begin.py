@@ -119,7 +119,7 @@ def _state(
     if config.score == "random":
         # Drawn on the host, so that every device sees the same numbers, and here, so that no stage waits.
         generator = torch.Generator().manual_seed(config.seed)
-        scores = torch.rand(rows, batch.length, generator=generator).to(device)
+        scores = torch.rand(rows, batch.length, generator=generator, dtype=torch.float32).to(device)
     asking, key_range = batch.asking(), (batch.first_column, batch.length - min(batch.tails))
     tokens = batch.table(frames).to(device)
     if copies > 1:

@@ -107,6 +107,20 @@ def test_random_is_drawn_from_the_seed():
     assert len({tuple(draw(seed)) for seed in range(8)}) > 4
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_random_is_drawn_in_float32_whatever_the_default(dtype):
+    """Backends read the scores as what they are said to be."""
+    draw = lambda: kept_of(half(score="random", spatial_dedup="off"), [0.0] * 8)  # noqa: E731
+    expected = draw()
+    try:
+        torch.set_default_dtype(dtype)
+        state = pruner_of(half(score="random")).begin(FLAT, 10, segments=torch.tensor([0]))
+        assert state._scores.dtype == torch.float32
+        assert draw() == expected
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
 def test_random_batch_rows_and_stages_differ():
     layout = VisualLayout.grid(1, 64, start=1)
     config = AdaTPConfig(target_flops=None, stages=(1, 2), schedule=(0.5, 0.25), score="random", spatial_dedup="off")

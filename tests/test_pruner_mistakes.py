@@ -177,6 +177,29 @@ def test_stages_of_one_prompt_may_be_called_differently():
         assert following._accepted.scale == given.get("scale", given["query"].shape[3] ** -0.5)
 
 
+@pytest.mark.parametrize(
+    ("first", "then"),
+    [
+        ((torch.zeros(2, 3, 57), [[0, 2]]), lambda dims: dims[0].__setitem__(1, 3)),
+        ((torch.zeros(2, 3, 57), -1), lambda dims: None),
+        ((torch.zeros(2, 3, 57), [(0, -1)]), lambda dims: None),
+    ],
+    ids=["a pair that was changed", "from behind", "a pair from behind"],
+)
+def test_equal_dims_may_mean_another_dimension(first, then):
+    """Of another tensor, in which as many entries stand in the dimension that it was before."""
+    pruner, (tensor, dims) = pruner_of(), first
+    query, key, _ = arguments(57)
+    state, _ = pruner(pruner.begin(GRID, 57, segments=SEGMENTS, batch_size=2), query, key, (tensor,), dims=dims)
+    then(dims)
+    n = state.length
+    query, key, _ = arguments(n)
+    table = torch.arange(2 * 3 * n * n).view(2, 3, n, n)
+    following, (moved,) = pruner(state, query, key, (table,), dims=dims)
+    places = torch.searchsorted(state.kept[0], following.kept[0])
+    assert moved.equal(table[..., places])
+
+
 def test_messages_speak_of_what_the_caller_gave():
     """Not of the tensors that the pruner adds, nor of the rows that it cuts off."""
     pruner = pruner_of()

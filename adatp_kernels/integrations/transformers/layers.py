@@ -6,9 +6,10 @@ does not notice hooks that come and go. What stands here is always there, and wh
 
 from __future__ import annotations
 
+import copy
 import functools
 from collections.abc import Callable
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from torch import nn
@@ -34,37 +35,61 @@ class LayerWatch:
 
     def __init__(self, layers: list[nn.Module]) -> None:
         self.around: Around | None = None
-        # What somebody else put before the forward of the class, if anything.
-        self._before = [vars(layer).get("forward") for layer in layers]
+        self.removed = False
         self._layers, self._mine = layers, [_Watched(self, number, layer) for number, layer in enumerate(layers)]
         for layer, mine in zip(layers, self._mine, strict=True):
             layer.forward = mine
 
     def remove(self) -> None:
         """Put every forward back as it was; one before which somebody has put another since lets all pass from now on."""
-        self.around = None
-        for layer, mine, before in zip(self._layers, self._mine, self._before, strict=True):
+        self.around, self.removed = None, True
+        for layer, mine in zip(self._layers, self._mine, strict=True):
             if vars(layer).get("forward") is mine:
                 del layer.forward
+                before = mine.before
+                while isinstance(before, _Watched) and before.watch.removed:
+                    before = before.before
                 if before is not None:
                     layer.forward = before
 
 
 class _Watched:
-    """A layer's forward."""
+    """A layer's forward.
+
+    Attributes
+    ----------
+    watch : LayerWatch
+    before : callable, optional
+        What somebody else had put before the forward of the class.
+    """
 
     def __init__(self, watch: LayerWatch, number: int, layer: Any) -> None:
         functools.update_wrapper(self, layer.forward)
-        self._watch, self._number, self._forward = watch, number, layer.forward
+        self.watch, self.before = watch, vars(layer).get("forward")
+        self._number, self._forward = number, layer.forward
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        around = self._watch.around
+        around = self.watch.around
         if around is None:
             return self._forward(*args, **kwargs)
         return around(self._number, self._forward, args, kwargs)
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> NoReturn:
-        raise RuntimeError("model: an accelerated model cannot be copied or pickled; remove() the acceleration first")
+    # Somebody may put it back after it was removed. A copy of the layer has what it stands before.
 
-    def __reduce__(self) -> NoReturn:
-        self.__deepcopy__({})
+    def __deepcopy__(self, memo: dict[int, Any]) -> Callable[..., Any]:
+        self._check_removed()
+        return copy.deepcopy(self._forward, memo)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        self._check_removed()
+        return _passed, (self._forward,)
+
+    def _check_removed(self) -> None:
+        if not self.watch.removed:
+            raise RuntimeError(
+                "model: an accelerated model cannot be copied or pickled; remove() the acceleration first"
+            )
+
+
+def _passed(forward: Callable[..., Any]) -> Callable[..., Any]:
+    return forward

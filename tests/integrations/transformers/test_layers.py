@@ -87,6 +87,41 @@ def test_a_forward_that_came_later_stays_and_lets_pass():
     assert layer.forward is later
 
 
+def test_models_that_share_layers_are_left_in_any_order():
+    model, other, inputs = llava_onevision(), llava_onevision(), prompt()
+    other.model.language_model = model.model.language_model
+    generate(model, inputs, max_new_tokens=1)  # what transformers itself leaves behind at first
+    before = snapshot(model)
+    with adatp.accelerate(model, CONFIG):
+        expected = generate(model, inputs, max_new_tokens=3)[1]
+    first, second = adatp.accelerate(model, CONFIG), adatp.accelerate(other, CONFIG)
+    for accelerated in (model, other):
+        assert generate(accelerated, inputs, max_new_tokens=3)[1].equal(expected)
+    first.remove()
+    assert generate(other, inputs, max_new_tokens=3)[1].equal(expected)
+    second.remove()
+    assert_unchanged(model, before)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda layer: pickle.loads(pickle.dumps(layer))])
+def test_a_watch_that_somebody_puts_back_after_its_removal_is_not_copied_but_passed(copied):
+    layer = torch.nn.Linear(2, 2)
+    expected = layer(torch.ones(2))
+    watch = LayerWatch([layer])
+    theirs = layer.forward
+    layer.forward = lambda value: theirs(value)
+    watch.remove()
+    layer.forward = theirs
+    twin = copied(layer)
+    assert twin(torch.ones(2)).equal(expected)
+    with torch.no_grad():
+        layer.weight.zero_()
+    assert twin(torch.ones(2)).equal(expected)
+    again = LayerWatch([layer])
+    again.remove()
+    assert "forward" not in vars(layer)
+
+
 def test_layers_that_were_not_seen_are_reported():
     model, inputs = llava_onevision(), prompt()
     with adatp.accelerate(model, CONFIG):
