@@ -212,9 +212,9 @@ class Acceleration:
     def _forget(self) -> None:
         """Drop what belongs to one forward, also if it was interrupted."""
         self._watch.around = None
-        self._functions.clear()
         if self._prefill is not None:
             self._prefill = None
+            self._functions.clear()
             for tap in self._taps.values():
                 tap.close()
                 tap.take()
@@ -228,31 +228,55 @@ class Acceleration:
                 "Let the threads take turns, or give each a model of its own"
             )
 
-    @torch.compiler.disable
     def _before_model(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self._check_thread()
-        self._thread = threading.get_ident()
-        if self._seen_by != self._thread:
+        if is_dynamo_compiling() or eval_frame_callback() is not None:
+            self._begin_out_of_dynamo(module, args, kwargs)
+        else:
+            self._begin(module, args, kwargs)
+
+    def _begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        thread = threading.get_ident()
+        if self._thread is not None:
+            self._check_thread()
+        self._thread = thread
+        if self._seen_by != thread:
             self._seen = {}
         self._forget()
-        arguments = {**dict(zip(self._positional, args, strict=False)), **kwargs}
-        self._check_mode(arguments)
-        self._check_chunks(arguments)
-        known = {**self._seen, **{name: value for name, value in arguments.items() if value is not None}}
-        before = self._visuals
-        visuals = find_visuals(self._family, self._model, known, prune_images=self._prune_images, before=before)
+        arguments = {**dict(zip(self._positional, args, strict=False)), **kwargs} if args else kwargs
+        visuals = None if self._is_a_token(arguments) else self._find_visuals(arguments)
         if visuals is None:
-            cache = cache_of(arguments)
-            if any(type(layer) is PrunedLayer for layer in getattr(cache, "layers", ())):
-                self._watch.around = PrunedMasks().run_layer
+            if PrunedLayer in map(type, getattr(cache_of(arguments), "layers", ())):
+                self._watch.around = PrunedMasks(self._watch).run_layer
             return
         if module.training:
             raise RuntimeError("model: accelerate prunes at inference only; call model.eval() first")
         check_cache(cache_of(arguments))
         self._check_relevance()
         self._visuals = visuals
-        self._prefill = VideoPrefill(self._pruner, arguments, visuals)
+        self._prefill = VideoPrefill(self._pruner, {**arguments}, visuals)
         self._watch.around = self._run_layer
+
+    _begin_out_of_dynamo = torch.compiler.disable(_begin)
+
+    def _is_a_token(self, arguments: dict[str, Any]) -> bool:
+        """Whether one more token is decoded, of which there are many: nothing has to be looked for."""
+        ids = arguments.get("input_ids")
+        return (
+            ids is not None
+            and ids.shape[1] == 1
+            and not self._seen
+            and self._chunks.size is None
+            and not self._family.has_video(arguments)
+            and not (self._prune_images and self._family.has_images(arguments))
+        )
+
+    def _find_visuals(self, arguments: dict[str, Any]) -> list[Visuals] | None:
+        """What is to be pruned of a prompt; None if there is nothing."""
+        self._check_mode(arguments)
+        self._check_chunks(arguments)
+        known = {**self._seen, **{name: value for name, value in arguments.items() if value is not None}}
+        before = self._visuals
+        return find_visuals(self._family, self._model, known, prune_images=self._prune_images, before=before)
 
     def _check_relevance(self) -> None:
         check_relevance(self.relevance, self.question)
@@ -361,8 +385,13 @@ class Acceleration:
             with_images(*row) for row in zip(visuals, features, strict=True)
         ]
 
-    @torch.compiler.disable
     def _after_model(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
+        if is_dynamo_compiling() or eval_frame_callback() is not None:
+            self._end_out_of_dynamo(output)
+        else:
+            self._end(output)
+
+    def _end(self, output: Any) -> None:
         if self._thread != threading.get_ident():  # a forward that was refused
             return
         prefill = self._prefill
@@ -370,3 +399,5 @@ class Acceleration:
         self._seen, self._thread = {}, None
         if prefill is not None and output is not None:  # None: the forward raised
             self._last = prefill.finish()
+
+    _end_out_of_dynamo = torch.compiler.disable(_end)

@@ -130,7 +130,8 @@ def mask_of(layer: PrunedLayer, mask: Tensor) -> Tensor:
 class PrunedMasks:
     """A forward on a cache with pruned layers: the mask that all layers are given fits layer 0, which holds every column."""
 
-    def __init__(self) -> None:
+    def __init__(self, watch: Any) -> None:
+        self._watch = watch
         # What layers that hold the same columns share: (mask, columns, their part of it).
         self._shared: tuple[Any, Any, Any] = (None, None, None)
 
@@ -138,6 +139,8 @@ class PrunedMasks:
         """As `layers.Around`."""
         if kwargs.get("attention_mask") is not None:
             kwargs = self._cut(number, kwargs)
+        elif number == 0 and not torch.compiler.is_dynamo_compiling():  # all layers are given the same
+            self._watch.around = None
         return forward(*args, **kwargs)
 
     @torch.compiler.disable

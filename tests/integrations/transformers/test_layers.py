@@ -44,7 +44,7 @@ def test_only_a_prompt_and_a_pruned_cache_with_a_mask_are_looked_at():
             longer = torch.cat([mask, torch.ones(1, 1, dtype=torch.int64)], 1)
             model(input_ids=torch.tensor([[5]]), attention_mask=longer, past_key_values=cache)
             looked_at, given = seen.pop()
-            assert looked_at and (given is None) == (mask is not padded)
+            assert looked_at == (mask is padded) == (given is not None)
         handle.remove()
 
 
