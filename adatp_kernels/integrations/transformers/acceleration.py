@@ -241,9 +241,22 @@ class Acceleration:
         self._thread = thread
         if self._seen_by != thread:
             self._seen = {}
-        self._forget()
+        self._watch.around = None
+        if self._prefill is not None:  # of a forward that was interrupted
+            self._forget()
         arguments = {**dict(zip(self._positional, args, strict=False)), **kwargs} if args else kwargs
-        visuals = None if self._is_a_token(arguments) else self._find_visuals(arguments)
+        ids = arguments.get("input_ids")
+        visuals = None
+        # One more token, of which there are many, is told from a prompt at once.
+        if (
+            ids is None
+            or ids.shape[1] != 1
+            or self._seen
+            or self._chunks.size is not None
+            or self._family.has_video(arguments)
+            or (self._prune_images and self._family.has_images(arguments))
+        ):
+            visuals = self._find_visuals(arguments)
         if visuals is None:
             if PrunedLayer in map(type, getattr(cache_of(arguments), "layers", ())):
                 self._watch.around = PrunedMasks(self._watch).run_layer
@@ -258,22 +271,11 @@ class Acceleration:
 
     _begin_out_of_dynamo = torch.compiler.disable(_begin)
 
-    def _is_a_token(self, arguments: dict[str, Any]) -> bool:
-        """Whether one more token is decoded, of which there are many: nothing has to be looked for."""
-        ids = arguments.get("input_ids")
-        return (
-            ids is not None
-            and ids.shape[1] == 1
-            and not self._seen
-            and self._chunks.size is None
-            and not self._family.has_video(arguments)
-            and not (self._prune_images and self._family.has_images(arguments))
-        )
-
     def _find_visuals(self, arguments: dict[str, Any]) -> list[Visuals] | None:
         """What is to be pruned of a prompt; None if there is nothing."""
         self._check_mode(arguments)
-        self._check_chunks(arguments)
+        if self._chunks.size is not None:
+            self._check_chunks(arguments)
         known = {**self._seen, **{name: value for name, value in arguments.items() if value is not None}}
         before = self._visuals
         return find_visuals(self._family, self._model, known, prune_images=self._prune_images, before=before)
@@ -310,19 +312,9 @@ class Acceleration:
             self._uncached_ids = ids
 
     def _check_chunks(self, arguments: dict[str, Any]) -> None:
-        """Refuse a `generate` that cuts a prompt with visual tokens into chunks."""
-        size, ids = self._chunks.size, arguments.get("input_ids")
-        if size is None or ids is None:
-            return
-        pruned = [self._family.token_id(self._model)]
-        image = self._family.image_id(self._model)
-        if self._prune_images and image is not None:
-            pruned.append(image)
-        if any(bool((ids == token).any()) for token in pruned):
-            raise ValueError(
-                "prefill_chunk_size: accelerate prunes a prompt with a video while it passes through the decoder in one forward, so "
-                f"it has to be None, got {size!r}"
-            )
+        ids, pruned = arguments.get("input_ids"), [self._family.token_id(self._model)]
+        image = self._family.image_id(self._model) if self._prune_images else None
+        self._chunks.check(ids, pruned if image is None else [*pruned, image])
 
     @torch.compiler.disable
     def _after_vision(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
@@ -395,8 +387,12 @@ class Acceleration:
         if self._thread != threading.get_ident():  # a forward that was refused
             return
         prefill = self._prefill
-        self._forget()
-        self._seen, self._thread = {}, None
+        self._watch.around = None
+        if prefill is not None:
+            self._forget()
+        if self._seen:
+            self._seen = {}
+        self._thread = None
         if prefill is not None and output is not None:  # None: the forward raised
             self._last = prefill.finish()
 

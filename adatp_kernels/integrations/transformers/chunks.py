@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import functools
 import threading
+from collections.abc import Sequence
 from typing import Any
+
+from torch import Tensor
 
 _METHOD = "generate"
 
@@ -37,6 +40,14 @@ class ChunkWatch:
     def size(self) -> int | None:
         """Tokens of a chunk, if this thread is within a `generate` that makes them."""
         return getattr(self._here, "size", None)
+
+    def check(self, ids: Tensor | None, pruned: Sequence[int]) -> None:
+        """Refuse a `generate` that cuts a prompt with `pruned` tokens into chunks."""
+        if self.size is not None and ids is not None and any(bool((ids == token).any()) for token in pruned):
+            raise ValueError(
+                "prefill_chunk_size: accelerate prunes a prompt with a video while it passes through the decoder in one forward, so "
+                f"it has to be None, got {self.size!r}"
+            )
 
     def remove(self) -> None:
         """Put `generate` back as it was, unless somebody put another before this one since."""
