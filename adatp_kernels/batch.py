@@ -144,9 +144,8 @@ class Batch:
         behind = columns.cumsum(1)
         ahead = behind - columns  # of a stage the first places, and of the next one the first columns
         limits = torch.stack((kept[1:], ahead[:-1], behind[:-1], ahead[1:]), -1)
-        if any(
-            self.padding_to_go
-        ):  # which only the first stage has before it, and to which its columns are counted from 0
+        # Only the first stage has padding that goes before it, and its columns are counted from 0 then.
+        if any(self.padding_to_go):
             limits[0, :, 1:3] += gone + self.first_column_left
             limits[0, 0, 1] = gone
             limits[0, 1:, 3] += self.first_column_left

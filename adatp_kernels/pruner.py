@@ -15,7 +15,7 @@ from adatp_kernels.config import AdaTPConfig
 from adatp_kernels.errors import integer
 from adatp_kernels.layout import VisualLayout
 from adatp_kernels.ops import checked
-from adatp_kernels.ops.arguments import Scoring, Selection
+from adatp_kernels.ops.arguments import Pruning, Scoring, Selection
 from adatp_kernels.prior import load_prior
 from adatp_kernels.recent import RecentStates
 from adatp_kernels.state import PruningState
@@ -208,7 +208,7 @@ class AdaTPPruner(nn.Module):
         # From the first row's last visual token on; a baseline needs no text after it: its scores come from elsewhere.
         asking = 1 if config.queries == "last" else state._batch.most_asking
         row = length - asking
-        segments, positions = state.columns()
+        segments, positions = state._visual_columns()
         prior = None if state._prior is None else state._prior[:, first:last]
         scores = None if state._scores is None else state._scores[:, first:last]
         if config.score == "uniform":
@@ -248,11 +248,12 @@ class AdaTPPruner(nn.Module):
             if values is not None:
                 travelling.append(values)
                 pairs.append((0, 1))
-        _, moved = checked.prune(
-            scoring, selection, scores, travelling, pairs, older, config.backend, on_phase
+        pruning = Pruning(
+            scoring, selection, scores, travelling, pairs, older, on_phase or checked.nobody_asked
         )  # fmt: skip
+        _, moved = checked.prune(pruning, config.backend)
         count = len(tensors)
-        following = state.following(
+        following = state._following(
             accepted,
             moved[count],
             None if state._prior is None else moved[count + 1],

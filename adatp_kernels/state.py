@@ -115,7 +115,7 @@ class PruningState:
             _scores=moved(self._scores),
         )
 
-    def columns(self) -> tuple[Tensor, Tensor]:
+    def _visual_columns(self) -> tuple[Tensor, Tensor]:
         """Segments and positions of the columns in `key_range`, as `ops.select` takes them."""
         if self._columns is not None:
             return self._columns
@@ -123,15 +123,15 @@ class PruningState:
         segments = tokens[1, :, first:last]
         return segments, tokens[2, :, first:last] if tokens.shape[0] > 2 else segments
 
-    def following(
+    def _following(
         self, accepted: Accepted, tokens: Tensor, prior: Tensor | None, scores: Tensor | None
     ) -> PruningState:
         """The state after the next stage, which left `tokens` of what is known of them."""
         step, rest = self._remaining[0], self._remaining[1:]
         state = object.__new__(PruningState)  # `replace` takes some times as long
         vars(state).update(
-            vars(self), _accepted=accepted, length=step.length, key_range=step.key_range, _remaining=rest, _tokens=tokens, _prior=prior,
-            _scores=scores, _columns=None,
+            vars(self), _accepted=accepted, length=step.length, key_range=step.key_range, _remaining=rest, _tokens=tokens,
+            _prior=prior, _scores=scores, _columns=None,
         )  # fmt: skip
         vars(state).pop("kept", None)
         return state

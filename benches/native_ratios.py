@@ -3,8 +3,8 @@
     python benches/native_ratios.py [--columns 6272] [--small 784 1568] [--rounds 15] [--only NAME] [--way NAME]
 
 One layer of LLaVA-OneVision-7B: 28 query heads, 4 key heads, head dim 128, 64 text rows. Absolute times mean little on a
-shared machine, so the native backend and one other take turns in one process, A B A B, and their medians are compared.
-Plain torch is the fastest of several ways to write it, found anew for every row, which names it. Selections get other
+shared machine, so the native backend and the others take turns in one process, A B C A B C, and medians are compared. Plain
+torch is the fastest of several ways to write it, in the same turns; the row names it. Selections get other
 scores at every turn: with the same ones a processor learns topk's branches by heart. Every variant is verified before it
 is timed. The last column is what the native backend adds at most to the memory that is resident.
 """
@@ -33,7 +33,6 @@ HEADS, KV_HEADS, DIM, ROWS, HIDDEN, CELLS, BEFORE = 28, 4, 128, 64, 3584, 196, 1
 
 Call = Callable[[int], Any]  # with the number of the turn, which picks the inputs where there are several
 INPUTS = 32
-CANDIDATE_ROUNDS = 5
 
 
 class Row(NamedTuple):
@@ -240,11 +239,6 @@ def medians(calls: Sequence[Call], rounds: int, at_least: float = 0.3) -> list[f
     return [statistics.median(own) for own in times]
 
 
-def fastest(ways: dict[str, Call]) -> str:
-    """Its name."""
-    return min(zip(medians(list(ways.values()), CANDIDATE_ROUNDS), ways, strict=True))[1]
-
-
 def main() -> int:
     """Print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
@@ -270,8 +264,9 @@ def main() -> int:
                 return 1
         del right
         memory = added_memory(row.native)
-        best = options.way or fastest(row.torch)
-        native, plain = medians([row.native, row.torch[best]], options.rounds)
+        ways = {options.way: row.torch[options.way]} if options.way else row.torch
+        native, *others = medians([row.native, *ways.values()], options.rounds)
+        plain, best = min(zip(others, ways, strict=True))
         again, reference = medians([row.native, row.reference], options.rounds)
         added = "?" if memory is None else f"{memory / 2**20:.1f} MB"
         ratios = f"{plain / native:.1f} × | {best} | {reference / again:.1f} ×"

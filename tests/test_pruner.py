@@ -22,21 +22,29 @@ from pruner_inputs import (
     scripted,
 )
 
-from adatp_kernels import AdaTPConfig, VisualLayout, ops
-from adatp_kernels.ops import column_sums, gather, select
+from adatp_kernels import AdaTPConfig, VisualLayout
+from adatp_kernels.ops import checked, checks, column_sums, gather, select
 
 
 @pytest.fixture
 def checked_stages(monkeypatch):
-    """At every stage `ops.prune` checks what it is told of budgets and ranges, as it does for a caller who doesn't count."""
-    prune = ops.prune
+    """At every stage what is said of budgets and ranges is checked, as it is for a caller of `ops.select` who doesn't count."""
+    prune, stages = checked.prune, []
 
-    def check(*arguments, **options):
-        assert options["segment_ranges"] is not None
-        prune(*arguments, **{**options, "num_selected": None, "on_phase": None})
-        return prune(*arguments, **options)
+    def check(pruning, backend):
+        said = pruning.selection
+        assert said.segment_ranges is not None
+        counted = checks.selection(
+            tuple(said.segments.shape), pruning.device, said.segments, said.positions, said.budgets, said.dedup,
+            said.soft_weight, said.prior, None, said.num_positions, said.segment_ranges, said.longest_segment,
+        )  # fmt: skip
+        assert counted.num_selected == said.num_selected
+        stages.append(pruning)
+        return prune(pruning, backend)
 
-    monkeypatch.setattr(ops, "prune", check)
+    monkeypatch.setattr(checked, "prune", check)
+    yield
+    assert stages
 
 
 @pytest.mark.usefixtures("checked_stages")

@@ -5,7 +5,7 @@ None is frozen, because that would take three times as long to make; nobody chan
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -65,6 +65,39 @@ class Selection:
     num_positions: int | None
     segment_ranges: Tensor | None = None  # [B, S, 3] int64, the last dimension dense
     longest_segment: int | None = None  # with the ranges alone
+
+
+@dataclass(eq=False, slots=True)
+class Pruning:
+    """What `prune` works on; see `functional.prune` for the meanings."""
+
+    scoring: Scoring
+    selection: Selection
+    scores: Tensor | None  # [B, v1-v0]
+    tensors: Sequence[Tensor]
+    dims: Sequence[tuple[int, int]]  # of each tensor, (batch, token)
+    sequence_start: int
+    on_phase: Callable[[str], None]
+
+    @property
+    def device(self) -> torch.device:
+        """Where the keys are."""
+        return self.scoring.key.device
+
+    @property
+    def sequence(self) -> tuple[int, int]:
+        """Tokens before the columns, and in the whole sequence."""
+        start = self.sequence_start
+        return self.scoring.key_range[0] - start, self.scoring.key.shape[2] - start
+
+
+def has_unusual(*tensors: Tensor) -> bool:
+    """Whether any is sparse, quantized, or one of many within torch.vmap: what compiled kernels cannot read."""
+    if any([tensor.layout != torch.strided or tensor.is_quantized for tensor in tensors]):
+        return True
+    # Asked of every tensor only where there is a transformation at all.
+    functorch = torch._C._functorch
+    return functorch.peek_interpreter_stack() is not None and any(map(functorch.is_batchedtensor, tensors))
 
 
 def moved_shape(shape: Sequence[int], dims: tuple[int, int], batch: int, tokens: int) -> list[int]:

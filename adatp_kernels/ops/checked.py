@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-
 import torch
 from torch import Tensor
 
-from adatp_kernels.ops.arguments import Scoring, Selection
+from adatp_kernels.ops.arguments import Pruning, Scoring
 from adatp_kernels.ops.compiled import compiled_prune
 from adatp_kernels.ops.dispatch import implementation
 
@@ -18,25 +16,17 @@ def column_sums(scoring: Scoring, backend: str) -> Tensor:
     return implementation("column_sums", backend, scoring.query, scoring.key, moved=moved)(scoring)
 
 
-def prune(
-    scoring: Scoring,
-    selection: Selection,
-    scores: Tensor | None,
-    tensors: Sequence[Tensor],
-    dims: Sequence[tuple[int, int]],
-    sequence_start: int,
-    backend: str,
-    on_phase: Callable[[str], None] | None,
-) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """As `functional.prune`; `dims` are each tensor's (batch, token)."""
+def prune(pruning: Pruning, backend: str) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """As `functional.prune`."""
     if torch.compiler.is_compiling():
-        return compiled_prune(scoring, selection, scores, tensors, dims, sequence_start, backend)
+        return compiled_prune(pruning, backend)
+    scoring, scores = pruning.scoring, pruning.scores
     if scores is None:
-        run = implementation("prune", backend, scoring.query, scoring.key, moved=tensors)
+        run = implementation("prune", backend, scoring.query, scoring.key, moved=pruning.tensors)
     else:
-        run = implementation("prune", backend, scoring.query, scoring.key, scores, moved=tensors)
-    return run(scoring, selection, scores, tensors, dims, sequence_start, on_phase or _ignore)
+        run = implementation("prune", backend, scoring.query, scoring.key, scores, moved=pruning.tensors)
+    return run(pruning)
 
 
-def _ignore(phase: str) -> None:
-    """Nobody asked when a phase is done."""
+def nobody_asked(phase: str) -> None:
+    """The `on_phase` of callers who do not want to know when a phase is done."""

@@ -390,12 +390,3 @@ def _dim_pair(place: int, value: Tensor, entry: Any, batch_size: int) -> tuple[i
 
 def _is_integral(value: Any) -> bool:
     return isinstance(value, Integral) and not isinstance(value, bool)
-
-
-def has_unusual(*tensors: Tensor) -> bool:
-    """Whether any is sparse, quantized, or one of many within torch.vmap: what compiled kernels cannot read."""
-    if any([tensor.layout != torch.strided or tensor.is_quantized for tensor in tensors]):
-        return True
-    # Asked of every tensor only where there is a transformation at all.
-    functorch = torch._C._functorch
-    return functorch.peek_interpreter_stack() is not None and any(map(functorch.is_batchedtensor, tensors))

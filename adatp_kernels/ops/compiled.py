@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import fields
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from adatp_kernels.ops.arguments import Scoring, Selection, moved_shape
+from adatp_kernels.ops.arguments import Pruning, Scoring, Selection, moved_shape
 from adatp_kernels.ops.dispatch import implementation
 
 
@@ -47,7 +46,7 @@ def prune_operator(
     pairs = list(zip(dims[::2], dims[1::2], strict=True))
     deciding = (query, key) if scores is None else (query, key, scores)
     run = implementation("prune", backend, *deciding, moved=tensors)
-    indices, moved = run(scoring, selection, scores, tuple(tensors), pairs, sequence_start, lambda phase: None)
+    indices, moved = run(Pruning(scoring, selection, scores, tensors, pairs, sequence_start, lambda phase: None))
     return [indices, *moved]
 
 
@@ -66,19 +65,12 @@ def _shapes(
     return results
 
 
-def compiled_prune(
-    scoring: Scoring,
-    selection: Selection,
-    scores: Tensor | None,
-    tensors: Sequence[Tensor],
-    dims: Sequence[tuple[int, int]],
-    sequence_start: int,
-    backend: str,
-) -> tuple[Tensor, tuple[Tensor, ...]]:
+def compiled_prune(pruning: Pruning, backend: str) -> tuple[Tensor, tuple[Tensor, ...]]:
     """`prune` through the operator, whose schema has room for tensors and numbers only."""
+    scoring = _named(pruning.scoring) | {"key_range": list(pruning.scoring.key_range)}
     indices, *moved = prune_operator(
-        **_named(scoring) | {"key_range": list(scoring.key_range)}, **_named(selection), scores=scores, tensors=list(tensors),
-        dims=[dim for pair in dims for dim in pair], sequence_start=sequence_start, backend=backend,
+        **scoring, **_named(pruning.selection), scores=pruning.scores, tensors=list(pruning.tensors),
+        dims=[dim for pair in pruning.dims for dim in pair], sequence_start=pruning.sequence_start, backend=backend,
     )  # fmt: skip
     return indices, tuple(moved)
 

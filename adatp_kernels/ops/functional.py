@@ -10,7 +10,7 @@ from torch import Tensor
 
 from adatp_kernels.errors import integer
 from adatp_kernels.ops import checked, checks
-from adatp_kernels.ops.arguments import PackedScoring, Scoring
+from adatp_kernels.ops.arguments import PackedScoring, Pruning, Scoring
 from adatp_kernels.ops.dispatch import implementation
 from adatp_kernels.plan import Stage
 
@@ -366,4 +366,5 @@ def prune(
     )  # fmt: skip
     pairs = checks.token_tensors(tensors, dims, columns[0], key.device, key.shape[2] - sequence_start)
     scoring = Scoring(query, key, query_start, key_range, scale, lse, key_mask, query_mask)
-    return checked.prune(scoring, chosen, scores, tuple(tensors), pairs, sequence_start, backend, on_phase)
+    asked = on_phase or checked.nobody_asked
+    return checked.prune(Pruning(scoring, chosen, scores, tuple(tensors), pairs, sequence_start, asked), backend)

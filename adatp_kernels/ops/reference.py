@@ -13,7 +13,7 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor
 
-from adatp_kernels.ops.arguments import PackedScoring, Scoring, Selection
+from adatp_kernels.ops.arguments import PackedScoring, Pruning, Scoring, Selection
 
 NEG_INF = float("-inf")
 
@@ -202,25 +202,18 @@ def _gather(indices: Tensor, tensor: Tensor, batch: int, token: int) -> Tensor:
     return tensor.gather(token, lined_up.reshape(view).expand(shape))
 
 
-def prune(
-    scoring: Scoring,
-    selection: Selection,
-    scores: Tensor | None,
-    tensors: Sequence[Tensor],
-    dims: Sequence[tuple[int, int]],
-    sequence_start: int,
-    on_phase: Callable[[str], None],
-) -> tuple[Tensor, tuple[Tensor, ...]]:
+def prune(pruning: Pruning) -> tuple[Tensor, tuple[Tensor, ...]]:
     """Score, select, gather; text outside the columns survives. See `functional.prune`."""
+    scores, on_phase, device = pruning.scores, pruning.on_phase, pruning.device
     if scores is None:
-        scores = column_sums(scoring)
+        scores = column_sums(pruning.scoring)
     on_phase("score")
-    columns = select(scores, selection)
-    first, last = (column - sequence_start for column in scoring.key_range)
-    before = torch.arange(first, device=scoring.device).expand(len(columns), -1)
-    after = torch.arange(last, scoring.key.shape[2] - sequence_start, device=scoring.device).expand(len(columns), -1)
+    columns = select(scores, pruning.selection)
+    first, length = pruning.sequence
+    before = torch.arange(first, device=device).expand(len(columns), -1)
+    after = torch.arange(first + scores.shape[1], length, device=device).expand(len(columns), -1)
     indices = torch.cat([before, columns + first, after], dim=1)
     on_phase("select")
-    moved = gather(indices, tensors, dims)
+    moved = gather(indices, pruning.tensors, pruning.dims)
     on_phase("compact")
     return indices, moved

@@ -1,4 +1,4 @@
-// The CPU kernels as PyTorch operators, on its stable ABI. Arguments come checked; nothing is decided here.
+// The CPU kernels as PyTorch operators, on its stable ABI. Arguments come checked, results get their memory here.
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>

@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from adatp_kernels.ops.arguments import PackedScoring, Scoring, Selection
+from adatp_kernels.ops.arguments import PackedScoring, Pruning, Scoring, Selection
 from adatp_kernels.ops.triton import column_sums, column_sums_varlen, gather, select, stage
 
 Run = Callable[[], object]
@@ -194,7 +194,7 @@ def whole_stage(
     limits = torch.ones(8, batch, 32, 4, dtype=torch.int64)[3]
     dedup, longest = ("strict", 784) if first else ("off", 196)
     selection = Selection(ids, ids, limits[..., 0], dedup, 0.0, None, kept, 196, limits[..., 1:], longest)
-    stage.prune(scoring, selection, None, tensors, dims, 0, lambda phase: None)
+    stage.prune(Pruning(scoring, selection, None, tensors, dims, 0, lambda phase: None))
 
 
 def stages(

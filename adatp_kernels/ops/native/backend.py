@@ -4,11 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from types import ModuleType
-from typing import Any
 
 from torch import Tensor
 
-from adatp_kernels.ops.arguments import Scoring, Selection
+from adatp_kernels.ops.arguments import Pruning, Scoring, Selection
 from adatp_kernels.ops.native import cpu, cuda
 
 
@@ -44,6 +43,6 @@ def select(scores: Tensor, selection: Selection) -> Tensor:
     return _library(scores).select(scores, selection)
 
 
-def prune(scoring: Scoring, *arguments: Any) -> tuple[Tensor, tuple[Tensor, ...]]:
+def prune(pruning: Pruning) -> tuple[Tensor, tuple[Tensor, ...]]:
     """As `functional.prune`."""
-    return _library(scoring.key).prune(scoring, *arguments)
+    return _library(pruning.scoring.key).prune(pruning)

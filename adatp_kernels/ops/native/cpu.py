@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
 from adatp_kernels.config import DEDUPLICATION
 from adatp_kernels.ops import reference
-from adatp_kernels.ops.arguments import Scoring, Selection
-from adatp_kernels.ops.checks import has_unusual
+from adatp_kernels.ops.arguments import Pruning, Scoring, Selection, has_unusual
 from adatp_kernels.ops.native.build import Library, find_or_build
 from adatp_kernels.ops.native.recipe import CPU, BuildError
 
@@ -92,22 +91,14 @@ def gather(indices: Tensor, tensors: Sequence[Tensor], dims: Sequence[tuple[int,
     return tuple(_gather(indices, sources, [batch for batch, _ in dims], [token for _, token in dims]))
 
 
-def prune(
-    scoring: Scoring,
-    selection: Selection,
-    scores: Tensor | None,
-    tensors: Sequence[Tensor],
-    dims: Sequence[tuple[int, int]],
-    sequence_start: int,
-    on_phase: Callable[[str], None],
-) -> tuple[Tensor, tuple[Tensor, ...]]:
+def prune(pruning: Pruning) -> tuple[Tensor, tuple[Tensor, ...]]:
     """As `functional.prune`."""
+    scores, on_phase = pruning.scores, pruning.on_phase
     if scores is None:
-        scores = column_sums(scoring)
+        scores = column_sums(pruning.scoring)
     on_phase("score")
-    first, length = scoring.key_range[0] - sequence_start, scoring.key.shape[2] - sequence_start
-    indices = _survivors(scores, selection, first, length)
+    indices = _survivors(scores, pruning.selection, *pruning.sequence)
     on_phase("select")
-    moved = gather(indices, tensors, dims)
+    moved = gather(indices, pruning.tensors, pruning.dims)
     on_phase("compact")
     return indices, moved

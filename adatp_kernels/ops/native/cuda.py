@@ -10,8 +10,7 @@ from torch import Tensor
 
 from adatp_kernels.config import DEDUPLICATION
 from adatp_kernels.ops import reference
-from adatp_kernels.ops.arguments import Scoring, Selection, moved_shape
-from adatp_kernels.ops.checks import has_unusual
+from adatp_kernels.ops.arguments import Pruning, Scoring, Selection, has_unusual, moved_shape
 from adatp_kernels.ops.native.build import Library, find_or_build
 from adatp_kernels.ops.native.recipe import CUDA
 from adatp_kernels.ops.positions import too_sparse, with_positions
@@ -77,7 +76,7 @@ def _on_its_device(operation: Callable) -> Callable:
     """Launch where the tensors are, not on the current device."""
 
     @functools.wraps(operation)
-    def run(first: Tensor | Scoring, *arguments: object, **options: object) -> object:
+    def run(first: Tensor | Scoring | Pruning, *arguments: object, **options: object) -> object:
         if _DEVICE != "cuda" or first.device.index == torch.cuda.current_device():
             return operation(first, *arguments, **options)
         with torch.cuda.device(first.device):
@@ -111,30 +110,25 @@ def select(scores: Tensor, selection: Selection) -> Tensor:
 
 
 @_on_its_device
-def prune(
-    scoring: Scoring,
-    selection: Selection,
-    scores: Tensor | None,
-    tensors: Sequence[Tensor],
-    dims: Sequence[tuple[int, int]],
-    sequence_start: int,
-    on_phase: Callable[[str], None],
-) -> tuple[Tensor, tuple[Tensor, ...]]:
+def prune(pruning: Pruning) -> tuple[Tensor, tuple[Tensor, ...]]:
     """As `functional.prune`. The phases are one launch, so a clock that `on_phase` drives finds all time in the last."""
-    selection, num_positions = with_positions(selection)
+    scoring, tensors, dims, on_phase = pruning.scoring, pruning.tensors, pruning.dims, pruning.on_phase
+    selection, num_positions = with_positions(pruning.selection)
     if too_sparse(selection.budgets, selection.dedup, num_positions):
-        return reference.prune(scoring, selection, scores, tensors, dims, sequence_start, on_phase)
+        return reference.prune(pruning)
     on_phase("score")
     on_phase("select")
-    first, last = (column - sequence_start for column in scoring.key_range)
-    batch, after = len(selection.segments), scoring.key.shape[2] - sequence_start - last
-    kept = torch.empty(batch, first + selection.num_selected + after, dtype=torch.int64, device=scoring.device)
+    (batch, columns), (first, length) = selection.segments.shape, pruning.sequence
+    survivors = length - columns + selection.num_selected
+    kept = torch.empty(batch, survivors, dtype=torch.int64, device=scoring.device)
     targets = [
         torch.empty(moved_shape(tensor.shape, pair, *kept.shape), dtype=tensor.dtype, device=tensor.device)
         for tensor, pair in zip(tensors, dims, strict=True)
     ]
     sources = [tensor.resolve_conj().resolve_neg() for tensor in tensors]
-    _run(None if scores is not None else scoring, selection, scores, kept, first, sources, targets, dims)
+    _run(
+        None if pruning.scores is not None else scoring, selection, pruning.scores, kept, first, sources, targets, dims
+    )
     on_phase("compact")
     return kept, tuple(targets)
 

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from adatp_kernels.ops.arguments import PackedScoring, Scoring
+from adatp_kernels.ops.arguments import PackedScoring, Pruning, Scoring
 from adatp_kernels.ops.triton import column_sums as _scores
 from adatp_kernels.ops.triton import column_sums_varlen as _packed
 from adatp_kernels.ops.triton import gather as _gather
@@ -56,7 +56,7 @@ def _on_its_device(operation: Callable[..., Any]) -> Callable[..., Any]:
     """Launch where the tensors are; Triton would launch on the current device."""
 
     @functools.wraps(operation)
-    def run(first: Tensor | Scoring | PackedScoring, *arguments: Any, **options: Any) -> Any:
+    def run(first: Tensor | Scoring | PackedScoring | Pruning, *arguments: Any, **options: Any) -> Any:
         if first.device.type != "cuda" or first.device.index == torch.cuda.current_device():
             return operation(first, *arguments, **options)
         with torch.cuda.device(first.device):
