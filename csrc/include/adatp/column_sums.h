@@ -8,7 +8,7 @@
 //
 // Errors: an exponential 2^x is off by 2e-7 and, as x is rounded, by another 4.2e-8 · |x|, relatively. From a score at
 // once, a probability p is one exponential with x = log2 p; from a numerator it is two, whose x add up to that, and a
-// product: at most 2e-7 + 4.2e-8 · |log2 p|, or 5e-7 + 4.2e-8 · |log2 p|. What is below 2^-127 becomes 0. The rounding
+// product: at most 2e-7 + 4.2e-8 · |log2 p|, or 5e-7 + 4.2e-8 · |log2 p|. What is below 2^-127 may become 0. The rounding
 // of scores and LSE, in float32, comes on top in the same way.
 #pragma once
 

@@ -53,26 +53,34 @@ ADATP_INLINE Floats only(Ints lanes, Floats value) {
   return value;
 }
 
-// 2^x with a relative error below 2e-7; 0 below 2^-127, infinity from 2^128 on, NaN for NaN.
-ADATP_INLINE Floats exp2(Floats x) {
-  x = smaller(splat(128.0f), larger(splat(-127.0f), x));
-  // 1.5 · 2^23 and the exponent of 1: a sum with it is rounded to an integer, and ends in the bits of the exponent.
-  const Floats magic = splat(12582912.0f + 127.0f);
-  const Floats shifted = x + magic;
-  const Floats r = x - (shifted - magic);  // [-0.5, 0.5]
-  // The degree-5 polynomial with constant 1 of least relative error on that interval, 9e-8 before rounding.
+// 2^r for r in [-0.5, 0.5]: the degree-5 polynomial with constant 1 of least relative error there, 9e-8 before rounding.
+ADATP_INLINE Floats exp2_of_fraction(Floats r) {
   Floats p = splat(0.0013264727f);
   p = p * r + 0.009671513f;
   p = p * r + 0.055507336f;
   p = p * r + 0.24022242f;
   p = p * r + 0.693147f;
-  p = p * r + 1.0f;
+  return p * r + 1.0f;
+}
+
+// 2^x with a relative error below 2e-7; 0 below 2^-127, or only below 2^-150, infinity from 2^128 on, NaN for NaN.
+ADATP_INLINE Floats exp2(Floats x) {
+#if ADATP_WIDTH == 16
+  // These and the subtraction take no time of the units that multiply, which are what everybody waits for.
+  const Floats r = (Floats)_mm512_maskz_reduce_ps(0xFFFF, (__m512)x, 0);  // x − its nearest integer; 0 for ±∞
+  return (Floats)_mm512_maskz_scalef_ps(0xFFFF, (__m512)exp2_of_fraction(r), (__m512)(x - r));
+#else
+  x = smaller(splat(128.0f), larger(splat(-127.0f), x));
+  // 1.5 · 2^23 and the exponent of 1: a sum with it is rounded to an integer, and ends in the bits of the exponent.
+  const Floats magic = splat(12582912.0f + 127.0f);
+  const Floats shifted = x + magic;
   Ints bits;
   __builtin_memcpy(&bits, &shifted, sizeof(bits));
   bits <<= 23;  // 0 for 2^-127, and infinity for 2^128
   Floats power;
   __builtin_memcpy(&power, &bits, sizeof(power));
-  return p * power;  // not by adding exponents, so that NaN stays NaN
+  return exp2_of_fraction(x - (shifted - magic)) * power;  // not by adding exponents, so that NaN stays NaN
+#endif
 }
 
 // What is subtracted from scores of which `top` is the largest: it, but finite, so that ∞ − ∞ does not become NaN.
@@ -143,10 +151,11 @@ ADATP_INLINE void multiply_add(const uint16_t* panel, const Keys<COUNT>& keys, F
 }
 #endif
 
-// scores[k][row] = scale · Σ_d panel[d][row] · keys[k][d], in float32, for COUNT keys.
+// scores[k][row] = scale · Σ_d panel[d][row] · keys[k][d], in float32, for COUNT keys. `most` [ROWS], unless it is null,
+// is the largest of each row so far.
 template <int COUNT, class Element>
 __attribute__((noinline)) void multiply(
-    const Element* panel, const Element* first, int64_t stride, int64_t dim, float scale, float* scores) {
+    const Element* panel, const Element* first, int64_t stride, int64_t dim, float scale, float* scores, float* most) {
   constexpr int64_t STEP = 4 / sizeof(Element), LINE = 64 / sizeof(Element);
   Keys<COUNT> keys(first, stride * int64_t(sizeof(Element)));
   Floats sums[COUNT][VECTORS] = {};
@@ -157,19 +166,32 @@ __attribute__((noinline)) void multiply(
   }
 #pragma GCC unroll 12
   for (int k = 0; k < COUNT; ++k)
-    for (int v = 0; v < VECTORS; ++v) store(scores + k * ROWS + v * WIDTH, sums[k][v] * scale);
+    for (int v = 0; v < VECTORS; ++v) {
+      sums[k][v] *= scale;
+      store(scores + k * ROWS + v * WIDTH, sums[k][v]);
+    }
+  if (!most) return;
+  for (int v = 0; v < VECTORS; ++v) {
+    Floats own = load(most + v * WIDTH);
+#pragma GCC unroll 12
+    for (int k = 0; k < COUNT; ++k) own = larger(sums[k][v], own);
+    store(most + v * WIDTH, own);
+  }
 }
 
-// The scores [count][ROWS] of a tile's keys, in base 2; −∞ where a row doesn't see a key.
+// The scores [count][ROWS] of a tile's keys, in base 2; −∞ where a row doesn't see a key. `most` is as above.
 template <class Element>
-ADATP_INLINE void scores_of(const KeyTile& tile, const Panel& panel, float* scores) {
+ADATP_INLINE void scores_of(const KeyTile& tile, const Panel& panel, float* scores, float* most) {
   const Element *rows = static_cast<const Element*>(panel.rows), *keys = static_cast<const Element*>(tile.keys);
+  const bool all_seen = !tile.mask && tile.first + tile.count <= tile.origin + 1;
+  float* const most_seen = all_seen ? most : nullptr;
+  const int64_t stride = tile.stride, dim = tile.dim;
   int64_t k = 0;
   for (; k + KEYS <= tile.count; k += KEYS)
-    multiply<KEYS>(rows, keys + k * tile.stride, tile.stride, tile.dim, tile.scale_log2, scores + k * ROWS);
+    multiply<KEYS>(rows, keys + k * stride, stride, dim, tile.scale_log2, scores + k * ROWS, most_seen);
   for (; k < tile.count; ++k)
-    multiply<1>(rows, keys + k * tile.stride, tile.stride, tile.dim, tile.scale_log2, scores + k * ROWS);
-  if (!tile.mask && tile.first + tile.count <= tile.origin + 1) return;
+    multiply<1>(rows, keys + k * stride, stride, dim, tile.scale_log2, scores + k * ROWS, most_seen);
+  if (all_seen) return;
   for (k = 0; k < tile.count; ++k) {
     const bool hidden = tile.mask && !tile.mask[k * tile.mask_stride];
     const int64_t column = tile.first + k;
@@ -182,20 +204,24 @@ ADATP_INLINE void scores_of(const KeyTile& tile, const Panel& panel, float* scor
       store(own, visible ? load(own) : splat(-__builtin_inff()));
     }
   }
+  for (int v = 0; most && v < VECTORS; ++v) {
+    Floats own = load(most + v * WIDTH);
+    for (k = 0; k < tile.count; ++k) own = larger(load(scores + k * ROWS + v * WIDTH), own);
+    store(most + v * WIDTH, own);
+  }
 }
 
 // Takes a tile of keys into the running maximum and sum, [ROWS] each and in base 2, of a panel's rows. Leaves behind
 // what was summed up, numerators[k][row] = 2^(score − shift[row]), and the shift, which is that maximum made finite.
 template <class Element>
 void update_lse(const KeyTile& tile, const Panel& panel, float* maximum, float* sum, float* numerators, float* shift) {
-  scores_of<Element>(tile, panel, numerators);
-  Floats top[VECTORS], total[VECTORS], shifts[VECTORS];
-  for (int v = 0; v < VECTORS; ++v) top[v] = load(maximum + v * WIDTH);
-  for (int64_t k = 0; k < tile.count; ++k)
-    for (int v = 0; v < VECTORS; ++v) top[v] = larger(load(numerators + k * ROWS + v * WIDTH), top[v]);
+  Floats total[VECTORS], shifts[VECTORS];
+  for (int v = 0; v < VECTORS; ++v) shifts[v] = shift_for(load(maximum + v * WIDTH));
+  scores_of<Element>(tile, panel, numerators, maximum);
   for (int v = 0; v < VECTORS; ++v) {
-    shifts[v] = shift_for(top[v]);
-    total[v] = load(sum + v * WIDTH) * exp2(shift_for(load(maximum + v * WIDTH)) - shifts[v]);
+    const Floats before = shifts[v];
+    shifts[v] = shift_for(load(maximum + v * WIDTH));
+    total[v] = load(sum + v * WIDTH) * exp2(before - shifts[v]);
   }
   for (int64_t k = 0; k < tile.count; ++k)
     for (int v = 0; v < VECTORS; ++v) {
@@ -205,7 +231,6 @@ void update_lse(const KeyTile& tile, const Panel& panel, float* maximum, float* 
       store(own, numerator);
     }
   for (int v = 0; v < VECTORS; ++v) {
-    store(maximum + v * WIDTH, top[v]);
     store(sum + v * WIDTH, total[v]);
     store(shift + v * WIDTH, shifts[v]);
   }
@@ -228,7 +253,7 @@ void lse_of_parts(const float* maxima, const float* sums, int64_t parts, int64_t
 template <class Element>
 void add_probabilities(const KeyTile& tile, const Panel& panel, const float* lse, float* lanes) {
   alignas(64) float scores[TILE_KEYS * ROWS];
-  scores_of<Element>(tile, panel, scores);
+  scores_of<Element>(tile, panel, scores, nullptr);
   Floats own[VECTORS];
   Ints counts[VECTORS];
   for (int v = 0; v < VECTORS; ++v) {

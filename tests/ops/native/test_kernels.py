@@ -76,7 +76,8 @@ def test_masks_padding_and_strides():
 def test_the_exponential_is_right_to_two_millionths_and_never_hides_a_nan():
     """One row, one dimension and an LSE of 0: the score of a column is e to its key."""
     powers = torch.cat([torch.linspace(-87, 88, 40001), torch.linspace(-1, 1, 40001)])
-    edges = torch.tensor([-1e30, -math.inf, -150.0, -88.0, 89.5, 1e30, math.inf, math.nan])
+    edges = torch.tensor([-1e30, -math.inf, -150.0, -104.5, 89.5, 1e30, math.inf, math.nan])
+    below_normal = torch.linspace(-104, -87.4, 1001)
     one, zero = torch.ones(1, 1, 1, 1), torch.zeros(1, 1, 1)
     where = {"query_start": 10**6, "scale": 1.0, "lse": zero, "backend": "native"}
     actual = ops.column_sums(one, powers[None, None, :, None], key_range=(0, len(powers)), **where)[0]
@@ -87,6 +88,9 @@ def test_the_exponential_is_right_to_two_millionths_and_never_hides_a_nan():
     assert ((actual.double() / powers.double().exp() - 1).abs()[near] <= 3e-7).all()
     actual = ops.column_sums(one, edges[None, None, :, None], key_range=(0, 8), **where)[0]
     assert actual[:4].tolist() == [0.0] * 4 and actual[4:7].tolist() == [math.inf] * 3 and actual[7].isnan()
+    actual = ops.column_sums(one, below_normal[None, None, :, None], key_range=(0, 1001), **where)[0].double()
+    right = below_normal.double().exp()
+    assert ((actual == 0) | ((actual - right).abs() <= 2e-5 * right + 2.0**-150)).all()
 
 
 def test_the_number_of_threads_changes_no_bit():
