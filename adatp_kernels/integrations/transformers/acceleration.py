@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
-import threading
 from collections.abc import Callable
 from types import TracebackType
-from typing import Any, NoReturn
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -18,7 +17,9 @@ from adatp_kernels.errors import choice
 from adatp_kernels.integrations.transformers import families
 from adatp_kernels.integrations.transformers.cache import PrunedLayer, PrunedMasks, cache_of, check_cache
 from adatp_kernels.integrations.transformers.chunks import ChunkWatch
+from adatp_kernels.integrations.transformers.encodings import EncodingWatch
 from adatp_kernels.integrations.transformers.layers import LayerWatch, eval_frame_callback
+from adatp_kernels.integrations.transformers.methods import NotCopied
 from adatp_kernels.integrations.transformers.prefill import VideoPrefill
 from adatp_kernels.integrations.transformers.relevance import by_row, check_relevance, frame_relevance, is_pair
 from adatp_kernels.integrations.transformers.report import PromptRecord, Report
@@ -29,8 +30,11 @@ from adatp_kernels.integrations.transformers.support import (
     tensor_parallel_group,
 )
 from adatp_kernels.integrations.transformers.tap import AttentionTap, Functions
+from adatp_kernels.integrations.transformers.turns import Turns
 from adatp_kernels.integrations.transformers.visuals import Visuals, find_visuals, with_images
 from adatp_kernels.pruner import AdaTPPruner
+
+_MARK = "_adatp_acceleration"  # of the module whose forward an acceleration stands around
 
 
 def accelerate(
@@ -86,10 +90,11 @@ def accelerate(
     return Acceleration(model, AdaTPConfig() if config is None else config, relevance, question, images)
 
 
-class Acceleration:
+class Acceleration(NotCopied):
     """A model whose video prompts are pruned; what `accelerate` returns.
 
-    One forward at a time: a thread that begins one while another is in the middle of its own gets an error.
+    One forward at a time: a thread that begins one while another is in the middle of its own gets an error. `remove`, and with
+    it the end of the with-block, waits for a `generate` that another thread is in the middle of.
 
     Attributes
     ----------
@@ -107,15 +112,12 @@ class Acceleration:
         choice("images", images, ("keep", "prune"))
         self.relevance, self.question, self._prune_images = relevance, question, images == "prune"
         self._model, self._base = model, self._family.base(model)
-        self._tower = self._family.vision_tower(model)
         self._check_relevance()
         check_not_compiled(model)
         decoder = self._family.decoder(model)
         self._layers: list[Any] = list(decoder.layers)
         check_decoder(decoder)
-        if any(
-            isinstance(getattr(hook, "__self__", None), Acceleration) for hook in self._base._forward_pre_hooks.values()
-        ):
+        if _MARK in vars(self._base):
             raise RuntimeError("model: it is accelerated already; remove() that first")
         layers = stages_from(self._family.first_stage(model), config, len(self._layers))
         if layers != config.stage_layers(len(self._layers)):
@@ -140,22 +142,17 @@ class Acceleration:
         self._last: PromptRecord | None = None  # of the last one that did
         self._visuals: list[Visuals] = []  # of its rows
         self._uncached_ids: Tensor | None = None  # its token ids, if it ran without a cache
-        # What the family remembers of the vision tower's last call, within the model's forward or before it, and whose it was.
-        self._seen: dict[str, Any] = {}
-        self._seen_by: int | None = None
-        self._thread: int | None = None  # whose forward is under way
         self._functions: Functions = {}  # the attention functions that were found in this forward
         self._taps = {
             layer: AttentionTap(self._layers[layer].self_attn, self._functions)
             for layer in config.stage_layers(len(self._layers))
         }
-        self._handles = [
-            self._base.register_forward_pre_hook(self._before_model, with_kwargs=True),
-            self._base.register_forward_hook(self._after_model, always_call=True),
-        ]
-        if self._tower is not None:
-            self._handles.append(self._tower.register_forward_hook(self._after_vision, with_kwargs=True))
-        self._watch, self._chunks = LayerWatch(self._layers), ChunkWatch(model)
+        self._turns = Turns()
+        self._encodings = EncodingWatch(self._family, model, self._turns)
+        self._chunks = ChunkWatch(model, self._turns)
+        self._watch, self._body = LayerWatch(self._layers), LayerWatch([self._base])
+        self._body.around = self._run_model
+        vars(self._base)[_MARK] = self
 
     @property
     def config(self) -> AdaTPConfig:
@@ -163,7 +160,7 @@ class Acceleration:
         return self._pruner.config
 
     def __enter__(self) -> Acceleration:
-        if not self._handles:
+        if self._body.removed:
             raise RuntimeError("accelerate: this acceleration was removed; call accelerate(model, config) again")
         return self
 
@@ -172,20 +169,21 @@ class Acceleration:
     ) -> None:
         self.remove()
 
-    def __deepcopy__(self, memo: dict[int, Any]) -> NoReturn:
-        raise RuntimeError("model: an accelerated model cannot be copied or pickled; remove() the acceleration first")
-
-    def __reduce__(self) -> NoReturn:
-        self.__deepcopy__({})
-
     def remove(self) -> None:
-        """Leave the model exactly as it was; doing so twice is harmless."""
-        if self._handles:
-            self._chunks.remove()
-            self._watch.remove()
-        for handle in self._handles:
-            handle.remove()
-        self._handles, self._seen, self._uncached_ids = [], {}, None
+        """Leave the model exactly as it was, once no other thread generates with it; doing so twice is harmless.
+
+        Raises
+        ------
+        RuntimeError
+            If this thread itself is in the middle of a forward or a `generate`.
+        """
+        if self._body.removed:
+            return
+        self._turns.close()
+        for watch in (self._body, self._watch, self._chunks, self._encodings):
+            watch.remove()
+        del vars(self._base)[_MARK]
+        self._uncached_ids = None
         self._forget()
 
     def report(self, row: int = 0) -> Report:
@@ -221,29 +219,32 @@ class Acceleration:
 
     # What runs before and after the model, its vision tower and its layers.
 
-    def _check_thread(self) -> None:
-        if self._thread not in (None, threading.get_ident()):
-            raise RuntimeError(
-                "model: another thread is in the middle of a forward of this accelerated model; accelerate serves one at a time. "
-                "Let the threads take turns, or give each a model of its own"
-            )
+    def _run_model(self, _: int, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        plain = not is_dynamo_compiling() and eval_frame_callback() is None
+        if not (self._begin if plain else self._begin_out_of_dynamo)(args, kwargs):
+            return forward(*args, **kwargs)
+        output = None
+        try:
+            output = forward(*args, **kwargs)
+        finally:  # also what is no Exception ends a forward: KeyboardInterrupt, SystemExit
+            (self._end if plain else self._end_out_of_dynamo)(output)
+        return output
 
-    def _before_model(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        if is_dynamo_compiling() or eval_frame_callback() is not None:
-            self._begin_out_of_dynamo(module, args, kwargs)
-        else:
-            self._begin(module, args, kwargs)
+    def _begin(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
+        if not self._turns.begin_forward():
+            return False
+        try:
+            self._encodings.forget()
+            self._find_prompt(args, kwargs)
+        except BaseException:
+            self._turns.end_forward()
+            raise
+        return True
 
-    def _begin(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        thread = threading.get_ident()
-        if self._thread is not None:
-            self._check_thread()
-        self._thread = thread
-        if self._seen_by != thread:
-            self._seen = {}
-        self._watch.around = None
-        if self._prefill is not None:  # of a forward that was interrupted
-            self._forget()
+    _begin_out_of_dynamo = torch.compiler.disable(_begin)
+
+    def _find_prompt(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        """Get ready for a prompt that is to be pruned, or for a cache that was."""
         arguments = {**dict(zip(self._positional, args, strict=False)), **kwargs} if args else kwargs
         ids = arguments.get("input_ids")
         visuals = None
@@ -251,7 +252,6 @@ class Acceleration:
         if (
             ids is None
             or ids.shape[1] != 1
-            or self._seen
             or self._chunks.size is not None
             or self._family.has_video(arguments)
             or (self._prune_images and self._family.has_images(arguments))
@@ -261,7 +261,7 @@ class Acceleration:
             if PrunedLayer in map(type, getattr(cache_of(arguments), "layers", ())):
                 self._watch.around = PrunedMasks(self._watch).run_layer
             return
-        if module.training:
+        if self._base.training:
             raise RuntimeError("model: accelerate prunes at inference only; call model.eval() first")
         check_cache(cache_of(arguments))
         self._check_relevance()
@@ -269,14 +269,15 @@ class Acceleration:
         self._prefill = VideoPrefill(self._pruner, {**arguments}, visuals)
         self._watch.around = self._run_layer
 
-    _begin_out_of_dynamo = torch.compiler.disable(_begin)
-
     def _find_visuals(self, arguments: dict[str, Any]) -> list[Visuals] | None:
         """What is to be pruned of a prompt; None if there is nothing."""
         self._check_mode(arguments)
         if self._chunks.size is not None:
             self._check_chunks(arguments)
-        known = {**self._seen, **{name: value for name, value in arguments.items() if value is not None}}
+        known = {
+            **self._encodings.of(arguments),
+            **{name: value for name, value in arguments.items() if value is not None},
+        }
         before = self._visuals
         return find_visuals(self._family, self._model, known, prune_images=self._prune_images, before=before)
 
@@ -315,14 +316,6 @@ class Acceleration:
         ids, pruned = arguments.get("input_ids"), [self._family.token_id(self._model)]
         image = self._family.image_id(self._model) if self._prune_images else None
         self._chunks.check(ids, pruned if image is None else [*pruned, image])
-
-    @torch.compiler.disable
-    def _after_vision(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
-        self._check_thread()
-        # With images in the prompt the tower runs twice; the video comes last.
-        arguments = {} if self._prefill is None else self._prefill.arguments
-        self._seen = self._family.remember(self._model, arguments, args, kwargs, output)
-        self._seen_by = threading.get_ident()
 
     def _run_layer(
         self, number: int, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -366,33 +359,26 @@ class Acceleration:
         if not self._family.shows_frames or not any(counts):
             means = self._prefill.frame_means(hidden)
             return means, means
-        if not self._seen:
-            raise RuntimeError("model: accelerate did not see the vision tower encode this video; let generate do it")
-        frames, features = by_row(self._seen["frames"], counts), by_row(self._seen["features"], counts)
+        seen = self._encodings.of(self._prefill.arguments)
+        if not seen:
+            raise RuntimeError(
+                "mm_encoder_outputs: accelerate did not see this video being encoded, which tells it frames from frames; encode it "
+                "while the model is accelerated, or give pixels"
+            )
+        frames, features = by_row(seen["frames"], counts), by_row(seen["features"], counts)
         if frames is None or features is None:
             raise ValueError(
-                f"input_ids: expected {len(self._seen['frames'])} frames, which the vision tower saw last, got tokens of {sum(counts)}"
+                f"input_ids: expected {len(seen['frames'])} frames, which the vision tower saw, got tokens of {sum(counts)}"
             )
         return [with_images(*row) for row in zip(visuals, frames, strict=True)], [
             with_images(*row) for row in zip(visuals, features, strict=True)
         ]
 
-    def _after_model(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
-        if is_dynamo_compiling() or eval_frame_callback() is not None:
-            self._end_out_of_dynamo(output)
-        else:
-            self._end(output)
-
     def _end(self, output: Any) -> None:
-        if self._thread != threading.get_ident():  # a forward that was refused
-            return
         prefill = self._prefill
-        self._watch.around = None
-        if prefill is not None:
-            self._forget()
-        if self._seen:
-            self._seen = {}
-        self._thread = None
+        self._forget()
+        self._encodings.forget()
+        self._turns.end_forward()
         if prefill is not None and output is not None:  # None: the forward raised
             self._last = prefill.finish()
 

@@ -2,39 +2,32 @@
 
 from __future__ import annotations
 
-import functools
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 from torch import Tensor
 
-_METHOD = "generate"
+from adatp_kernels.integrations.transformers.methods import MethodWatch
+from adatp_kernels.integrations.transformers.turns import Turns
 
 
 class ChunkWatch:
     """Stands before a model's `generate` until removed; hides nothing of it."""
 
-    def __init__(self, model: Any) -> None:
-        self._model, self._here, self._mine = model, threading.local(), None
-        # What somebody else put before the method of the class, if anything.
-        self._before = vars(model).get(_METHOD)
-        generate = getattr(model, _METHOD, None)
-        if generate is None:  # a model without a head
-            return
+    def __init__(self, model: Any, turns: Turns) -> None:
+        self._model, self._turns, self._here = model, turns, threading.local()
+        self._method = MethodWatch(model, "generate", self._run)
 
-        @functools.wraps(generate)
-        def watched(*args: Any, **kwargs: Any) -> Any:
-            _, given, *_ = (*args, None, None)  # generate's second argument
-            config = kwargs.get("generation_config") or given or getattr(model, "generation_config", None)
+    def _run(self, generate: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        _, given, *_ = (*args, None, None)  # generate's second argument
+        config = kwargs.get("generation_config") or given or getattr(self._model, "generation_config", None)
+        with self._turns.generate():
             self._here.size = kwargs.get("prefill_chunk_size", getattr(config, "prefill_chunk_size", None))
             try:
                 return generate(*args, **kwargs)
             finally:
                 self._here.size = None
-
-        self._mine = watched
-        setattr(model, _METHOD, watched)
 
     @property
     def size(self) -> int | None:
@@ -50,8 +43,5 @@ class ChunkWatch:
             )
 
     def remove(self) -> None:
-        """Put `generate` back as it was, unless somebody put another before this one since."""
-        if self._mine is not None and vars(self._model).get(_METHOD) is self._mine:
-            delattr(self._model, _METHOD)
-            if self._before is not None:
-                setattr(self._model, _METHOD, self._before)
+        """Put `generate` back as it was."""
+        self._method.remove()

@@ -111,16 +111,3 @@ def test_threads_that_overlap_are_refused_and_those_that_take_turns_are_right():
         assert results[1].equal(expected)
         survivors = run.report().survivors
     assert (results[0] - masked(inputs, survivors, max_new_tokens=2)[1]).abs().max() <= TOLERANCE
-
-
-def test_what_another_thread_encoded_is_not_taken_for_this_ones():
-    model, pixels, seen = llava_onevision(), prompt()["pixel_values_videos"][0], []
-    with adatp.accelerate(model, CONFIG) as run, torch.no_grad():
-        thread = threading.Thread(target=lambda: model.model.vision_tower(pixels, output_hidden_states=True))
-        thread.start()
-        thread.join()
-        assert len(run._seen["frames"]) == len(pixels)
-        handle = model.model.register_forward_pre_hook(lambda *_: seen.append(dict(run._seen)))
-        model(input_ids=torch.tensor([[1, 5, 6]]))
-        handle.remove()
-    assert seen == [{}]

@@ -1,0 +1,99 @@
+"""What a family remembers of the vision tower, by the encoded video that it belongs to."""
+
+from __future__ import annotations
+
+import inspect
+import threading
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.weak import WeakIdKeyDictionary
+from transformers.utils import ModelOutput
+
+from adatp_kernels.integrations.transformers.families.base import Family
+from adatp_kernels.integrations.transformers.methods import MethodWatch, NotCopied
+from adatp_kernels.integrations.transformers.turns import Turns
+
+
+class _Here(threading.local):
+    """Of this thread: the arguments of the encoding under way, and what was remembered of it, or of the last one."""
+
+    arguments: dict[str, Any] | None = None
+    seen: dict[str, Any] = {}  # noqa: RUF012, never changed
+
+
+class EncodingWatch(NotCopied):
+    """Watches a model encode videos until removed.
+
+    An encoding runs within the model's forward, or before it: newer versions of transformers let `generate` begin with it, or
+    the user, who hands over its output as ``mm_encoder_outputs``. Calls of the vision tower that are no part of one are
+    nobody's business.
+    """
+
+    def __init__(self, family: Family, model: nn.Module, turns: Turns) -> None:
+        self._family, self._model, self._turns, self._here = family, model, turns, _Here()
+        # Lives as long as the output does, and is told from others by being that very object.
+        self._known: Any = WeakIdKeyDictionary()
+        self._method, self._handle = None, None
+        tower = family.vision_tower(model)
+        if tower is not None:
+            self._method = MethodWatch(family.base(model), f"get_{family.modality}_features", self._run)
+            self._handle = tower.register_forward_hook(self._after_tower, with_kwargs=True)
+
+    def forget(self) -> None:
+        """Before and after a forward: what was encoded until now in this thread is not this forward's."""
+        self._here.seen = {}
+
+    def of(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        """What is remembered of the video that comes with the `arguments` of a forward, or was encoded within it."""
+        encoded = (arguments.get("mm_encoder_outputs") or {}).get(self._family.modality)
+        if encoded is None:
+            return self._here.seen
+        known: dict[str, Any] = self._known.get(encoded, {})
+        for name, value in known.items():
+            given = arguments.get(name)
+            if isinstance(given, Tensor) and not given.cpu().equal(value.cpu()):
+                raise ValueError(
+                    f"{name}: expected {value.tolist()}, with which the video of mm_encoder_outputs was encoded, got {given.tolist()}"
+                )
+        return known
+
+    def remove(self) -> None:
+        """Leave the model as it was."""
+        if self._method is not None and self._handle is not None:
+            self._method.remove()
+            self._handle.remove()
+        self._known.clear()
+        self.forget()
+
+    def _run(self, encode: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        self._begin(encode, args, kwargs)
+        output = None
+        try:
+            output = encode(*args, **kwargs)
+        finally:
+            self._end(output)
+        return output
+
+    @torch.compiler.disable
+    def _begin(self, encode: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._here.arguments = inspect.signature(encode).bind_partial(*args, **kwargs).arguments if args else kwargs
+        self._here.seen = {}
+
+    @torch.compiler.disable
+    def _end(self, output: Any) -> None:
+        self._here.arguments = None
+        if isinstance(output, ModelOutput):
+            self._known[output] = self._here.seen
+
+    @torch.compiler.disable
+    def _after_tower(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
+        arguments = self._here.arguments
+        if arguments is None:
+            # A model that encodes by no method of that name does so within its forward.
+            if self._method is None or self._method.stands or not self._turns.in_forward():
+                return
+            arguments = {}
+        self._here.seen = self._family.remember(self._model, arguments, args, kwargs, output)
