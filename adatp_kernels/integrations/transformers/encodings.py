@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils.weak import WeakIdKeyDictionary
+from torch.utils.weak import WeakTensorKeyDictionary
 from transformers.utils import ModelOutput
 
 from adatp_kernels.integrations.transformers.families.base import Family
@@ -34,8 +34,8 @@ class EncodingWatch(NotCopied):
 
     def __init__(self, family: Family, model: nn.Module, turns: Turns) -> None:
         self._family, self._model, self._turns, self._here = family, model, turns, _Here()
-        # Lives as long as the output does, and is told from others by being that very object.
-        self._known: Any = WeakIdKeyDictionary()
+        # By the tensors of an encoding: who hands it on may put them into another output, but not one in another's place.
+        self._known: Any = WeakTensorKeyDictionary()
         self._method, self._handle = None, None
         tower = family.vision_tower(model)
         if tower is not None:
@@ -51,10 +51,12 @@ class EncodingWatch(NotCopied):
         encoded = (arguments.get("mm_encoder_outputs") or {}).get(self._family.modality)
         if encoded is None:
             return self._here.seen
-        known: dict[str, Any] = self._known.get(encoded, {})
+        found = [self._known[tensor] for tensor in _tensors(encoded) if tensor in self._known]
+        known: dict[str, Any] = found[0] if found and all(other is found[0] for other in found) else {}
         for name, value in known.items():
             given = arguments.get(name)
-            if isinstance(given, Tensor) and not given.cpu().equal(value.cpu()):
+            # If there are more or fewer, they are of another choice of videos.
+            if isinstance(given, Tensor) and given.shape == value.shape and not given.cpu().equal(value.cpu()):
                 raise ValueError(
                     f"{name}: expected {value.tolist()}, with which the video of mm_encoder_outputs was encoded, got {given.tolist()}"
                 )
@@ -86,7 +88,8 @@ class EncodingWatch(NotCopied):
     def _end(self, output: Any) -> None:
         self._here.arguments = None
         if isinstance(output, ModelOutput):
-            self._known[output] = self._here.seen
+            for tensor in _tensors(output):
+                self._known[tensor] = self._here.seen
 
     @torch.compiler.disable
     def _after_tower(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
@@ -97,3 +100,10 @@ class EncodingWatch(NotCopied):
                 return
             arguments = {}
         self._here.seen = self._family.remember(self._model, arguments, args, kwargs, output)
+
+
+def _tensors(encoded: Any) -> list[Tensor]:
+    """Those of an encoding's tensors that the model reads, and that of the tower from which they were made."""
+    pooled = getattr(encoded, "pooler_output", None)
+    every = [getattr(encoded, "last_hidden_state", None), *(pooled if isinstance(pooled, (list, tuple)) else [pooled])]
+    return [tensor for tensor in every if isinstance(tensor, Tensor)]

@@ -5,7 +5,7 @@ import threading
 
 import pytest
 import torch
-from family_models import build, prompt
+from family_models import batch_of, build, prompt
 from small_models import generate
 
 import adatp_kernels as adatp
@@ -135,8 +135,27 @@ def test_an_encoding_is_remembered_as_long_as_it_lives():
     model, given = build("llava_onevision"), prompt("llava_onevision")
     with adatp.accelerate(model, CONFIG) as run:
         encoded = encode(model, given)
-        assert len(run._encodings._known) == 1
+        assert len(run._encodings._known) == 2
         del encoded
         assert len(run._encodings._known) == 0
         model(**given, use_cache=False)
         assert not run._encodings._here.seen
+
+
+@torch.no_grad()
+def test_encodings_that_were_put_together_anew():
+    """A batch of two videos that were encoded one by one: neither's grids alone are taken for both."""
+    model = build("qwen2_5_vl")
+    if not takes_encodings(model):
+        pytest.skip("this version of transformers encodes within the forward")
+    prompts = [prompt("qwen2_5_vl", frames=6, seed=0, shots=2), prompt("qwen2_5_vl", frames=4, seed=1)]
+    batch = batch_of(prompts)
+    rest = {name: value for name, value in batch.items() if name != "pixel_values_videos"}
+    with adatp.accelerate(model, CONFIG) as run:
+        generate(model, batch, max_new_tokens=1)
+        expected = [run.report(row).survivors for row in range(2)]
+        one, other = (encode(model, given) for given in prompts)
+        one.pooler_output = [*one.pooler_output, *other.pooler_output]
+        model(**rest, mm_encoder_outputs={"video": one})
+        for row in range(2):
+            assert all(a[1].equal(b[1]) for a, b in zip(expected[row], run.report(row).survivors, strict=True))
