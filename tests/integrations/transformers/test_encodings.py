@@ -144,18 +144,32 @@ def test_an_encoding_is_remembered_as_long_as_it_lives():
 
 @torch.no_grad()
 def test_encodings_that_were_put_together_anew():
-    """A batch of two videos that were encoded one by one: neither's grids alone are taken for both."""
+    """What is remembered of one video is not taken for two, nor what is remembered of two for one."""
     model = build("qwen2_5_vl")
     if not takes_encodings(model):
         pytest.skip("this version of transformers encodes within the forward")
-    prompts = [prompt("qwen2_5_vl", frames=6, seed=0, shots=2), prompt("qwen2_5_vl", frames=4, seed=1)]
+    prompts = [prompt("qwen2_5_vl", frames=6, seed=seed, shots=2 + seed) for seed in (0, 1)]
+    prompts[1]["video_grid_thw"] = torch.tensor([[3, 4, 8]])  # as many tokens
     batch = batch_of(prompts)
-    rest = {name: value for name, value in batch.items() if name != "pixel_values_videos"}
+    given, first = (
+        {name: value for name, value in one.items() if name != "pixel_values_videos"} for one in (batch, prompts[0])
+    )
+
+    def survivors(row):
+        return [kept.tolist() for _, kept in run.report(row).survivors]
+
     with adatp.accelerate(model, CONFIG) as run:
-        generate(model, batch, max_new_tokens=1)
-        expected = [run.report(row).survivors for row in range(2)]
-        one, other = (encode(model, given) for given in prompts)
+        model(**batch)
+        expected = survivors(0), survivors(1)
+        one, other = (encode(model, own) for own in prompts)
         one.pooler_output = [*one.pooler_output, *other.pooler_output]
-        model(**rest, mm_encoder_outputs={"video": one})
-        for row in range(2):
-            assert all(a[1].equal(b[1]) for a, b in zip(expected[row], run.report(row).survivors, strict=True))
+        model(**given, mm_encoder_outputs={"video": one})
+        assert (survivors(0), survivors(1)) == expected
+        both = encode(model, batch)
+        both.pooler_output = both.pooler_output[:1]
+        model(**first, mm_encoder_outputs={"video": both})
+        assert run.report().segments == (0, 0, 0, 1, 1, 1)
+        given["position_ids"] = torch.arange(given["input_ids"].shape[1]).expand(3, 2, -1)
+        del given["video_grid_thw"]
+        with pytest.raises((KeyError, ValueError), match="video_grid_thw"):
+            model(**given, mm_encoder_outputs={"video": one})

@@ -72,12 +72,18 @@ def test_after_an_interruption_everybody_is_answered(error, where):
         assert isinstance(outcome[0], error)
 
 
-@pytest.mark.parametrize("where", ["prompt", "decode"])
-def test_the_end_of_the_block_waits_for_another_threads_generate(where):
+@pytest.mark.filterwarnings("error")
+@pytest.mark.parametrize("where", ["prompt", "decode", "forward"])
+def test_the_end_of_the_block_waits_for_another_thread(where):
     """The idiom of streamers, with the loop behind the block."""
     model, inputs = llava_onevision(), prompt()
+
+    @torch.no_grad()
+    def work():
+        return model(**inputs).logits if where == "forward" else generate(model, inputs, max_new_tokens=6)[1]
+
     with adatp.accelerate(model, CONFIG):
-        expected = generate(model, inputs, max_new_tokens=6)[1]
+        expected = work()
     before = snapshot(model)
     reached, leaving = threading.Event(), threading.Event()
 
@@ -88,7 +94,7 @@ def test_the_end_of_the_block_waits_for_another_threads_generate(where):
 
     hook = model.model.language_model.layers[5].mlp.register_forward_pre_hook(pause)
     with adatp.accelerate(model, CONFIG) as run:
-        thread, outcome = in_a_thread(lambda: generate(model, inputs, max_new_tokens=6)[1])
+        thread, outcome = in_a_thread(work)
         assert reached.wait(30)
         threading.Timer(0.2, leaving.set).start()
     hook.remove()
