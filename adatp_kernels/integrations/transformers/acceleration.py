@@ -16,13 +16,14 @@ from adatp_kernels.config import AdaTPConfig
 from adatp_kernels.errors import choice
 from adatp_kernels.integrations.transformers import families
 from adatp_kernels.integrations.transformers.cache import PrunedLayer, PrunedMasks, cache_of, check_cache
-from adatp_kernels.integrations.transformers.chunks import ChunkWatch
 from adatp_kernels.integrations.transformers.encodings import EncodingWatch
+from adatp_kernels.integrations.transformers.generation import GenerateWatch
 from adatp_kernels.integrations.transformers.layers import LayerWatch, eval_frame_callback
 from adatp_kernels.integrations.transformers.methods import NotCopied
 from adatp_kernels.integrations.transformers.prefill import VideoPrefill
 from adatp_kernels.integrations.transformers.relevance import by_row, check_relevance, frame_relevance, is_pair
 from adatp_kernels.integrations.transformers.report import PromptRecord, Report
+from adatp_kernels.integrations.transformers.rope_deltas import RopeDeltas
 from adatp_kernels.integrations.transformers.support import (
     check_decoder,
     check_not_compiled,
@@ -31,6 +32,7 @@ from adatp_kernels.integrations.transformers.support import (
 )
 from adatp_kernels.integrations.transformers.tap import AttentionTap, Functions
 from adatp_kernels.integrations.transformers.turns import Turns
+from adatp_kernels.integrations.transformers.unpruned import Unpruned
 from adatp_kernels.integrations.transformers.visuals import Visuals, find_visuals, with_images
 from adatp_kernels.pruner import AdaTPPruner
 
@@ -149,7 +151,10 @@ class Acceleration(NotCopied):
         }
         self._turns = Turns()
         self._encodings = EncodingWatch(self._family, model, self._turns)
-        self._chunks = ChunkWatch(model, self._turns)
+        self._rope_deltas = RopeDeltas(self._base)
+        self._unpruned = Unpruned(self._family, model, prune_images=self._prune_images)
+        within = (self._rope_deltas.within, self._unpruned.within)
+        self._generate = GenerateWatch(model, self._family, self._turns, within)
         self._watch, self._body = LayerWatch(self._layers), LayerWatch([self._base])
         self._body.around = self._run_model
         vars(self._base)[_MARK] = self
@@ -167,10 +172,14 @@ class Acceleration(NotCopied):
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
     ) -> None:
+        if error is not None:
+            self._unpruned.forget()
         self.remove()
 
     def remove(self) -> None:
         """Leave the model exactly as it was, once no other thread generates with it; doing so twice is harmless.
+
+        Warns if there was something to see and nothing was pruned.
 
         Raises
         ------
@@ -180,11 +189,12 @@ class Acceleration(NotCopied):
         if self._body.removed:
             return
         self._turns.close()
-        for watch in (self._body, self._watch, self._chunks, self._encodings):
+        for watch in (self._body, self._watch, self._generate, self._encodings):
             watch.remove()
         del vars(self._base)[_MARK]
         self._uncached_ids = None
         self._forget()
+        self._unpruned.tell(anything_pruned=self._last is not None)
 
     def report(self, row: int = 0) -> Report:
         """What the last video prompt cost. On CUDA this waits for the device.
@@ -237,6 +247,7 @@ class Acceleration(NotCopied):
             self._encodings.forget()
             self._find_prompt(args, kwargs)
         except BaseException:
+            self._rope_deltas.end()
             self._turns.end_forward()
             raise
         return True
@@ -246,13 +257,14 @@ class Acceleration(NotCopied):
     def _find_prompt(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Get ready for a prompt that is to be pruned, or for a cache that was."""
         arguments = {**dict(zip(self._positional, args, strict=False)), **kwargs} if args else kwargs
+        self._rope_deltas.begin(arguments)
         ids = arguments.get("input_ids")
         visuals = None
         # One more token, of which there are many, is told from a prompt at once.
         if (
             ids is None
             or ids.shape[1] != 1
-            or self._chunks.size is not None
+            or self._generate.chunk_size is not None
             or self._family.has_video(arguments)
             or (self._prune_images and self._family.has_images(arguments))
         ):
@@ -272,14 +284,14 @@ class Acceleration(NotCopied):
     def _find_visuals(self, arguments: dict[str, Any]) -> list[Visuals] | None:
         """What is to be pruned of a prompt; None if there is nothing."""
         self._check_mode(arguments)
-        if self._chunks.size is not None:
-            self._check_chunks(arguments)
-        known = {
-            **self._encodings.of(arguments),
-            **{name: value for name, value in arguments.items() if value is not None},
-        }
-        before = self._visuals
-        return find_visuals(self._family, self._model, known, prune_images=self._prune_images, before=before)
+        self._generate.check_chunks(arguments.get("input_ids"), images=self._prune_images)
+        known = self._generate.before_encoding(arguments)
+        known |= {name: value for name, value in arguments.items() if value is not None}
+        known = {**self._encodings.of(known), **known}
+        found = find_visuals(self._family, self._model, known, prune_images=self._prune_images, before=self._visuals)
+        if found is None:
+            self._unpruned.passed(arguments)
+        return found
 
     def _check_relevance(self) -> None:
         check_relevance(self.relevance, self.question)
@@ -311,11 +323,6 @@ class Acceleration(NotCopied):
                     "use_cache: False would prune anew for every token of an answer; generate with a cache"
                 )
             self._uncached_ids = ids
-
-    def _check_chunks(self, arguments: dict[str, Any]) -> None:
-        ids, pruned = arguments.get("input_ids"), [self._family.token_id(self._model)]
-        image = self._family.image_id(self._model) if self._prune_images else None
-        self._chunks.check(ids, pruned if image is None else [*pruned, image])
 
     def _run_layer(
         self, number: int, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -375,11 +382,12 @@ class Acceleration(NotCopied):
         ]
 
     def _end(self, output: Any) -> None:
-        prefill = self._prefill
+        prefill, rope_deltas = self._prefill, self._rope_deltas.end()
         self._forget()
         self._encodings.forget()
         self._turns.end_forward()
         if prefill is not None and output is not None:  # None: the forward raised
             self._last = prefill.finish()
+            self._rope_deltas.keep(prefill, rope_deltas)
 
     _end_out_of_dynamo = torch.compiler.disable(_end)

@@ -10,7 +10,39 @@ from torch import Tensor
 from transformers.cache_utils import Cache, DynamicLayer
 
 
-class PrunedLayer(DynamicLayer):
+class _Carrying(DynamicLayer):
+    """A cache layer of ours. The last one of a cache carries for all of it what a continuation needs.
+
+    Attributes
+    ----------
+    rope_deltas : tuple of (int, Tensor [B, 1])
+        From which column on M-RoPE's positions are how far from the columns' numbers.
+    """
+
+    rope_deltas: tuple[tuple[int, Tensor], ...] = ()
+
+    def reset(self) -> None:
+        super().reset()
+        self.rope_deltas = ()
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        super().reorder_cache(beam_idx)
+        self._carry(lambda deltas: deltas.index_select(0, beam_idx.to(deltas.device)))
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        super().batch_repeat_interleave(repeats)
+        self._carry(lambda deltas: deltas.repeat_interleave(repeats, dim=0))
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        super().batch_select_indices(indices)
+        self._carry(lambda deltas: deltas[indices])
+
+    def _carry(self, change: Callable[[Tensor], Tensor]) -> None:
+        if self.rope_deltas:
+            self.rope_deltas = tuple((start, change(deltas)) for start, deltas in self.rope_deltas)
+
+
+class PrunedLayer(_Carrying):
     """A cache layer that holds a part of the prompt's columns and reports the length of all of them.
 
     Masks are made for layer 0, which holds every column; this one takes its part of them.
@@ -44,17 +76,23 @@ class PrunedLayer(DynamicLayer):
 
     def crop(self, tokens_to_remove: int) -> None:
         length = self.get_seq_length()
-        # transformers still takes a positive number for the length that is to be left.
-        left = min(tokens_to_remove, length) if tokens_to_remove > 0 else length + tokens_to_remove
+        if tokens_to_remove > 0:
+            # Until 5.18 the length that is to be left, which an empty layer has already; newer versions say that it is refused.
+            DynamicLayer().crop(tokens_to_remove)
+            left = min(tokens_to_remove, length)
+        else:
+            left = max(length + tokens_to_remove, 0)
         if left < self.covered:
             kept = {int(number) for number in (self.columns < left).sum(1)}
             if len(kept) > 1:
                 raise ValueError(
-                    f"crop: the batch rows hold different numbers of the first {left} columns: {sorted(kept)}"
+                    f"crop: the batch rows hold different numbers of the first {left} columns: {sorted(kept)}; layers before "
+                    "were cropped already, so this cache cannot be continued"
                 )
             self.columns, self.covered = self.columns[:, : kept.pop()], left
         entries = self.columns.shape[1] + left - self.covered
         self.keys, self.values = self.keys[:, :, :entries], self.values[:, :, :entries]
+        self.rope_deltas = tuple(entry for entry in self.rope_deltas if entry[0] < left)
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         super().reorder_cache(beam_idx)
@@ -69,7 +107,7 @@ class PrunedLayer(DynamicLayer):
         self.columns = self.columns[indices, ...]
 
 
-class CompactedLayer(DynamicLayer):
+class CompactedLayer(_Carrying):
     """A cache layer of a cache from all of whose layers the same tokens were dropped.
 
     Positions of new tokens are counted from its logical length, masks are sized from the physical one.

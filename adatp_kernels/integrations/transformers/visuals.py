@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate, zip_longest
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor
@@ -45,6 +45,15 @@ class Visuals:
 _Clip = tuple[Tensor, Sequence[int], bool]
 
 
+class PromptArguments(dict[str, Any]):
+    """What came with a prompt by name; what a family asks for in vain is refused by name."""
+
+    def __missing__(self, name: str) -> NoReturn:
+        raise ValueError(
+            f"{name}: expected with a video, as it tells the sizes of its frames, got only {', '.join(sorted(self))}"
+        )
+
+
 def find_visuals(
     family: Family, model: Any, arguments: dict[str, Any], *, prune_images: bool = False, before: Sequence[Visuals] = ()
 ) -> list[Visuals] | None:
@@ -63,6 +72,12 @@ def find_visuals(
         # Asked of prompts only, never in decoding: on a GPU it waits for the device.
         raise ValueError(f"{family.pixels}: input_ids hold video tokens, but no pixels came with them")
     image_id = family.image_id(model) if prune_images and family.has_images(arguments) else None
+    embeddings = arguments.get("inputs_embeds")
+    if ids is None and embeddings is not None and embeddings.shape[1] > 1 and not video and image_id is None:
+        raise ValueError(
+            f"inputs_embeds: expected input_ids, by which accelerate finds visual tokens, got embeddings {list(embeddings.shape)} alone, "
+            "into which a video may be merged; for text alone give its ids, or remove() the acceleration first"
+        )
     if not video and image_id is None:
         return None
     if ids is None:
@@ -76,6 +91,9 @@ def find_visuals(
     if image_id is not None:
         rows = [clips + _images(row == image_id) for clips, row in zip(rows, here, strict=True)]
     empty = [number for number, clips in enumerate(rows) if not clips]
+    if len(empty) == len(rows):
+        came, token = (family.pixels, family.token_id(model)) if video else ("pixel_values", image_id)
+        raise ValueError(f"input_ids: expected tokens {token}, as {came} came with the prompt, got none")
     if empty:
         raise ValueError(
             f"input_ids: row {empty[0]} of the batch has no video, but others have; run prompts without one by themselves"
@@ -96,7 +114,7 @@ def _videos(family: Family, model: Any, arguments: dict[str, Any], ids: Tensor) 
     """The videos of each row."""
     places = [row.nonzero().view(-1) for row in (ids == family.token_id(model)).unbind()]
     counts = [len(row) for row in places]
-    left = list(family.frame_sizes(model, arguments, counts))
+    left = list(family.frame_sizes(model, PromptArguments(arguments), counts))
     # Of copies of a prompt, as beams are, newer versions of transformers encode the video once.
     tokens = sum(sum(sizes) + family.after for sizes in left)
     copies, rest = divmod(sum(counts), max(tokens, 1))

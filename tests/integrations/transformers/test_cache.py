@@ -72,8 +72,8 @@ def test_columns_of_several_turns():
         (-4, 5, 2),  # column 5 goes
         (-6, 3, 2),  # 3 and 4 were pruned already
         (-8, 1, 1),
-        (7, 7, 4),  # transformers still takes a positive number for the length to be left
-        (100, 9, 6),
+        (-9, 0, 0),
+        (-11, 0, 0),  # past the start, as a layer of transformers' own
     ],
 )
 def test_cropping_counts_columns_not_entries(crop, length, entries):
@@ -84,6 +84,20 @@ def test_cropping_counts_columns_not_entries(crop, length, entries):
     assert layer.keys[0, 0, :, 0].tolist() == list(range(entries))
     mask = torch.arange(length + 2.0).view(1, 1, 1, -1)
     assert mask_of(layer, mask).shape[-1] == entries + 2
+
+
+@pytest.mark.parametrize("crop", [7, 100])
+def test_a_positive_crop_is_what_it_is_to_transformers(crop):
+    """The length that is to be left, or refused: which, depends on the version."""
+    plain, layer, said = filled(9), pruned(), []
+    for one in (plain, layer):
+        try:
+            one.crop(crop)
+        except ValueError as error:
+            said.append(str(error))
+    assert len(said) in (0, 2) and len(set(said)) <= 1
+    assert layer.get_seq_length() == plain.get_seq_length()
+    assert layer.keys.shape[2] == min(plain.get_seq_length() - 3, 6)
 
 
 def test_cropping_refuses_rows_that_would_differ():
@@ -104,6 +118,28 @@ def test_batches_and_copies_keep_their_columns():
     assert copied.columns.tolist() == [[0, 1, 2], [0, 4, 5]] and copied.covered == 6
     layer.reset()
     assert layer.covered == 0
+
+
+@pytest.mark.parametrize("kind", [PrunedLayer, CompactedLayer])
+def test_what_a_layer_carries_follows_its_rows(kind):
+    layer = PrunedLayer.of(filled(3, batch=2), torch.tensor([[0, 1, 2], [0, 4, 5]]), 6)
+    if kind is CompactedLayer:
+        layer = CompactedLayer.of(filled(3, batch=2), 3)
+    layer.rope_deltas = ((0, torch.tensor([[0], [0]])), (2, torch.tensor([[-5], [-7]])))
+    copied = copy.deepcopy(layer)
+    layer.batch_repeat_interleave(2)
+    layer.reorder_cache(torch.tensor([2, 0, 0, 3]))
+    assert [deltas.flatten().tolist() for _, deltas in layer.rope_deltas] == [[0] * 4, [-7, -5, -5, -7]]
+    layer.batch_select_indices(torch.tensor([1]))
+    assert [(start, deltas.tolist()) for start, deltas in layer.rope_deltas] == [(0, [[0]]), (2, [[-5]])]
+    assert [deltas.flatten().tolist() for _, deltas in copied.rope_deltas] == [[0, 0], [-5, -7]]
+    again = kind.of(layer, *((layer.columns, 6) if kind is PrunedLayer else (1,)))
+    assert again.rope_deltas is layer.rope_deltas
+    if kind is PrunedLayer:
+        layer.crop(-4)
+        assert [start for start, _ in layer.rope_deltas] == [0]
+    layer.reset()
+    assert layer.rope_deltas == ()
 
 
 def test_rows_and_columns_of_a_mask():

@@ -22,6 +22,8 @@ class Family:
         ``mm_encoder_outputs``.
     shows_frames : bool
         Whether `remember` returns frames and their features.
+    needs : tuple of str
+        The arguments that `frame_sizes` cannot do without where pixels come.
     after : int
         How many tokens with the frames' id follow the frames of a video and are text.
     """
@@ -30,6 +32,7 @@ class Family:
     pixels = "pixel_values_videos"
     modality = "video"
     shows_frames = False
+    needs: tuple[str, ...] = ()
     after = 0
 
     def base(self, model: Any) -> Any:

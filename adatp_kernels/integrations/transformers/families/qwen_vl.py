@@ -13,6 +13,7 @@ class Qwen2VL(Family):
     """The family of `Qwen2VLForConditionalGeneration`."""
 
     model_type = "qwen2_vl"
+    needs = ("video_grid_thw",)
 
     def vision_tower(self, model: Any) -> nn.Module:
         return self.base(model).visual

@@ -13,6 +13,7 @@ class VideoLlama3(Family):
     """The family of `VideoLlama3ForConditionalGeneration`."""
 
     model_type = "video_llama_3"
+    needs = ("video_grid_thw", "video_merge_sizes")
 
     def vision_tower(self, model: Any) -> nn.Module:
         return self.base(model).vision_model

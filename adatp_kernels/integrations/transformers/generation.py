@@ -1,0 +1,112 @@
+"""Knows the arguments of the `generate` that a thread is in, which the forwards that it makes do not show."""
+
+from __future__ import annotations
+
+import inspect
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager, ExitStack
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from adatp_kernels.integrations.transformers.families.base import Family
+from adatp_kernels.integrations.transformers.methods import MethodWatch
+from adatp_kernels.integrations.transformers.turns import Turns
+from adatp_kernels.integrations.transformers.visuals import PromptArguments
+
+# Enters what is to be done around a `generate` with these arguments.
+Within = Callable[[dict[str, Any]], AbstractContextManager[Any]]
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class _Call:
+    """A `generate` that runs: its arguments by name, and how many tokens of its prompt it reads at a time."""
+
+    arguments: dict[str, Any]
+    chunk_size: int | None
+
+
+class GenerateWatch:
+    """Stands before a model's `generate` until removed; hides nothing of it.
+
+    Parameters
+    ----------
+    model : transformers model
+    family : Family
+        It says what a `generate` with pixels needs besides them.
+    turns : Turns
+    within : sequence of callables
+        What runs around every `generate`, as `Within`.
+    """
+
+    def __init__(self, model: Any, family: Family, turns: Turns, within: Sequence[Within] = ()) -> None:
+        self._model, self._family, self._turns, self._within = model, family, turns, within
+        self._here = threading.local()
+        self._method = MethodWatch(model, "generate", self._run)
+
+    def _run(self, generate: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        arguments = (
+            {**dict(zip(inspect.signature(generate).parameters, args, strict=False)), **kwargs} if args else kwargs
+        )
+        _check_given(self._family, arguments)
+        outer = self._call  # one generate may run within another
+        with ExitStack() as around:
+            around.enter_context(self._turns.generate())
+            for enter in self._within:
+                around.enter_context(enter(arguments))
+            self._here.call = _Call(arguments, _chunk_size(self._model, arguments))
+            try:
+                return generate(*args, **kwargs)
+            finally:
+                self._here.call = outer
+
+    @property
+    def _call(self) -> _Call | None:
+        return getattr(self._here, "call", None)
+
+    @property
+    def chunk_size(self) -> int | None:
+        """Tokens of a chunk, if this thread is within a `generate` that makes them."""
+        call = self._call
+        return None if call is None else call.chunk_size
+
+    def before_encoding(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        """What `generate` was given that a forward with these `arguments` lacks, because its vision was encoded before it.
+
+        Newer versions of transformers keep from the forward whatever the encoding takes: pixels, grids, masks.
+        """
+        call = self._call
+        if call is None or not arguments.get("mm_encoder_outputs"):
+            return {}
+        return {name: value for name, value in call.arguments.items() if value is not None}
+
+    def check_chunks(self, ids: Tensor | None, *, images: bool) -> None:
+        """Refuse a `generate` that cuts a prompt with tokens of videos, or `images`, into chunks."""
+        if self.chunk_size is None or ids is None:
+            return
+        pruned = [self._family.token_id(self._model)]
+        image = self._family.image_id(self._model) if images else None
+        if any(bool((ids == token).any()) for token in (pruned if image is None else [*pruned, image])):
+            raise ValueError(
+                "prefill_chunk_size: accelerate prunes a prompt with a video while it passes through the decoder in one forward, so "
+                f"it has to be None, got {self.chunk_size!r}"
+            )
+
+    def remove(self) -> None:
+        """Put `generate` back as it was."""
+        self._method.remove()
+
+
+def _check_given(family: Family, arguments: dict[str, Any]) -> None:
+    """Refuse pixels without what tells their frames' sizes, at which versions that encode before the forward would fail."""
+    if arguments.get(family.pixels) is not None:
+        given = PromptArguments({name: value for name, value in arguments.items() if value is not None})
+        for name in family.needs:
+            given[name]
+
+
+def _chunk_size(model: Any, arguments: dict[str, Any]) -> int | None:
+    config = arguments.get("generation_config") or getattr(model, "generation_config", None)
+    return arguments.get("prefill_chunk_size", getattr(config, "prefill_chunk_size", None))
