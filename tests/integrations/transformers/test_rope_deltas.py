@@ -168,9 +168,12 @@ def test_an_interrupted_continuation_leaves_the_model_as_it_was(error):
     assert model.model.rope_deltas is left
     with pytest.raises(error):
         model(input_ids=torch.tensor([[12, 13]]), past_key_values=copy.deepcopy(cache))
+    assert model.model.rope_deltas is left
+    with pytest.raises(ValueError, match="no pixels came"):
+        model(input_ids=torch.tensor([[12, VIDEO]]), past_key_values=copy.deepcopy(cache))
+    assert model.model.rope_deltas is left
     hook.remove()
     run.remove()
-    assert model.model.rope_deltas is left
 
 
 def test_the_model_is_left_as_it_was():
