@@ -210,7 +210,7 @@ class AdaTPPruner(nn.Module):
         config, step = self.config, state._remaining[0]
         first, last = state.key_range
         older = key.shape[2] - length
-        # From where the first row has nothing but text; a baseline needs none: its scores come from elsewhere.
+        # From where the first row has only text left; a baseline needs none: its scores come from elsewhere.
         asking = 1 if config.queries == "last" else state._batch.most_asking
         row = length - asking
         segments, positions = state._visual_columns()

@@ -70,7 +70,7 @@ def check_not_packed(positions: TextPositions, real: Tensor | None, visual: Sequ
             counted[visual[row]] = False
         own = own[counted]
         steps = own.diff()
-        wrong = (steps != 1 if positions.by_one else own[1:] < own.cummax(0).values[:-1]).nonzero()
+        wrong = (steps != 1 if positions.by_one else steps < 0).nonzero()
         if len(wrong):
             at = int(wrong[0])
             raise ValueError(

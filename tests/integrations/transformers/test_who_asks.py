@@ -148,6 +148,7 @@ def test_two_rows_that_differ_only_in_where_the_image_stands_are_no_copies():
     assert reports[0].layout.index.equal(reports[1].layout.index)
     for number, report in enumerate(reports):
         rows = asking(inputs["input_ids"][number])
+        assert report.asking_start == rows[0]
         assert kept_of(report).equal(chosen_by("qwen2_vl", alone(inputs, number), rows, report))
 
 
