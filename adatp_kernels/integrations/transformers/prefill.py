@@ -62,33 +62,39 @@ class VideoPrefill:
         if given is not None and (not isinstance(given, Tensor) or given.dim() != 2):
             raise ValueError("attention_mask: accelerate supports a padding mask of shape [B, N], not a mask per row")
         positions, length = text_positions(arguments), arguments["input_ids"].shape[1]
-        # Read once on the host, before the decoder runs: without padding no mask has to travel.
-        asked = [] if given is None else [given.all().bool()]
-        if positions is not None:
-            asked.append(positions.count_up().to(asked[0].device if asked else None))
-        answers = torch.stack(asked).tolist() if asked else []
-        self.key_mask = None if given is None or answers[0] else given.bool()
-        real = None if self.key_mask is None else self.key_mask[:, -length:].cpu()
-        if real is not None and not bool(real[:, -1].all()):
-            raise ValueError("attention_mask: accelerate supports padding on the left; the last token is padding")
-        if positions is not None and not answers[-1]:
-            check_not_packed(positions, real, [torch.cat((row.layout.index, row.whole)) for row in visuals])
         # Of each row's prompt: how many tokens come before it, the places of what stays and is no text, and how much of
         # what else stays is masked.
         self.padding, self.whole, self.masked = [0] * len(visuals), [row.whole for row in visuals], [0] * len(visuals)
-        if real is not None:
-            self.padding = real.long().argmax(1).tolist()
-            self.whole = [row.whole[own[row.whole]] for row, own in zip(visuals, real, strict=True)]
-            hidden = [
-                int((~own).sum()) - int((~own[row.layout.index]).sum()) for row, own in zip(visuals, real, strict=True)
-            ]
-            self.masked = [count - before for count, before in zip(hidden, self.padding, strict=True)]
-        for number, (row, images) in enumerate(zip(visuals, self.whole, strict=True)):
-            last = max(row.layout.key_range[1], int(images[-1]) + 1 if len(images) else 0)
-            if last == length and pruner.config.score == "attention":
+        self.key_mask: Tensor | None = None
+        # Asked of mask and positions together, so that the host waits once: without padding no mask has to travel.
+        usual = None if given is None else given.all()
+        if positions is not None:
+            usual = positions.count_up() if usual is None else usual & positions.count_up().to(usual.device)
+        if usual is not None and not usual:
+            real = None
+            if given is not None:
+                mask = given.cpu().bool()
+                real = mask[:, -length:]
+                if not mask.all():
+                    self.key_mask = given.bool()
+                    self._read_mask(real)
+            if positions is not None:
+                check_not_packed(positions, real, [torch.cat((row.layout.index, row.whole)) for row in visuals])
+        for number, row in enumerate(visuals):
+            if row.end == length and pruner.config.score == "attention":
                 raise ValueError(
                     f"input_ids: expected text behind the last visual token of row {number}, which chooses what is kept, got none"
                 )
+
+    def _read_mask(self, real: Tensor) -> None:
+        """What a mask [B, N] of the prompts, on the host, leaves of them."""
+        if not real[:, -1].all():
+            raise ValueError("attention_mask: accelerate supports padding on the left; the last token is padding")
+        self.padding = real.long().argmax(1).tolist()
+        for number, (row, own) in enumerate(zip(self.visuals, real, strict=True)):
+            self.whole[number] = row.whole[own[row.whole]]
+            of_video = len(row.layout) - int(own[row.layout.index].sum())
+            self.masked[number] = len(own) - int(own.sum()) - of_video - self.padding[number]
 
     def frame_means(self, hidden: Tensor) -> list[Tensor]:
         """The mean of every frame's visual features as the decoder gets them: for each row [num_frames, D] in float32."""

@@ -30,6 +30,8 @@ class Visuals:
         Tokens of each frame.
     whole : LongTensor [n]
         Places of tokens that are not pruned and yet not text: of images that are kept.
+    end : int
+        The column behind the last of all these tokens.
     """
 
     layout: VisualLayout
@@ -37,6 +39,7 @@ class Visuals:
     images: tuple[bool, ...]
     sizes: list[int]
     whole: Tensor
+    end: int
 
     @property
     def video_frames(self) -> int:
@@ -46,6 +49,9 @@ class Visuals:
 
 # One video or image: where its tokens stand, how many each frame has, whether it is an image.
 _Clip = tuple[Tensor, Sequence[int], bool]
+
+
+_NOWHERE = torch.empty(0, dtype=torch.int64)
 
 
 def find_visuals(
@@ -137,10 +143,12 @@ def _taken(videos: list[Sequence[int]], count: int, after: int, row: int) -> lis
 
 def _whole(ids: Tensor, others: list[int]) -> list[Tensor]:
     """Of each row, the places of tokens with one of the ids `others`."""
-    marks = torch.zeros_like(ids, dtype=torch.bool)
-    for other in others:  # isin takes some times as long
+    if not others:
+        return [_NOWHERE] * len(ids)
+    marks = ids == others[0]
+    for other in others[1:]:  # isin takes some times as long
         marks |= ids == other
-    return [row.nonzero().view(-1) for row in marks]
+    return [row.nonzero().view(-1) for row in marks] if marks.any() else [_NOWHERE] * len(ids)
 
 
 def _images(marks: Tensor) -> list[_Clip]:
@@ -159,7 +167,7 @@ def _visuals(clips: list[_Clip], whole: Tensor, old: Visuals | None) -> Visuals:
     frames, images = tuple(len(of_one) for _, of_one, _ in clips), tuple(image for _, _, image in clips)
     sizes = [size for _, of_one, _ in clips for size in of_one]
     alike = old is not None and (frames, images, sizes) == (old.frames, old.images, old.sizes)
-    if old is not None and alike and index.equal(old.layout.index) and whole.equal(old.whole):
+    if old is not None and alike and index.equal(old.layout.index) and (whole is old.whole or whole.equal(old.whole)):
         return old
     if len(set(sizes)) == 1:
         frame = torch.arange(len(sizes))[:, None].expand(-1, sizes[0]).reshape(-1)
@@ -168,4 +176,5 @@ def _visuals(clips: list[_Clip], whole: Tensor, old: Visuals | None) -> Visuals:
         every = torch.tensor(sizes)
         frame = torch.arange(len(every)).repeat_interleave(every)
         position = torch.arange(len(frame)) - (every.cumsum(0) - every)[frame]
-    return Visuals(VisualLayout(index, frame, position), frames, images, sizes, whole)
+    end = max(int(index[-1]), int(whole[-1]) if len(whole) else 0) + 1
+    return Visuals(VisualLayout(index, frame, position), frames, images, sizes, whole, end)
