@@ -33,6 +33,8 @@ class Batch:
         Columns of the batch.
     padding : tuple of int
         How many columns of each row, its first ones, are padding.
+    images : tuple of (int, int), optional
+        Of each row, how many of its other columns are images' and stay, and the column behind the last of them.
 
     Raises
     ------
@@ -43,24 +45,27 @@ class Batch:
     layouts: tuple[VisualLayout, ...]
     length: int
     padding: tuple[int, ...]
+    images: tuple[tuple[int, int], ...] = ()
 
     # Of each row, the columns that hold all its visual tokens.
     key_ranges: tuple[tuple[int, int], ...] = field(init=False, repr=False)
-    # Text tokens of each row.
+    # Tokens of each row that always stay, and those of them that are text.
+    lasting: tuple[int, ...] = field(init=False, repr=False)
     texts: tuple[int, ...] = field(init=False, repr=False)
     # Of each row's padding, how much stays, and how much is dropped with the first stage.
     kept_padding: tuple[int, ...] = field(init=False, repr=False)
     padding_to_go: tuple[int, ...] = field(init=False, repr=False)
     # How many visual tokens each row keeps above the total of all.
     surplus: tuple[int, ...] = field(init=False, repr=False)
-    # Columns after the last visual token of each row; no stage changes them.
+    # Columns after the last visual token of each row, no stage changes them; and after the last image, too.
     tails: tuple[int, ...] = field(init=False, repr=False)
+    asking_tails: tuple[int, ...] = field(init=False, repr=False)
     # The first column that may be dropped, as the prompts come in; and once the padding that does not stay is gone.
     first_column: int = field(init=False, repr=False)
     first_column_left: int = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
-        length, firsts, lasts, texts = self.length, [], [], []
+        length, firsts, lasts, lasting = self.length, [], [], []
         for row, (layout, count) in enumerate(zip(self.layouts, self.padding, strict=True)):
             first, last = layout.key_range
             if integer(f"padding[{row}]", count, low=0) > first:
@@ -69,25 +74,28 @@ class Batch:
                 raise ValueError(f"length: the last visual token is number {last - 1}, got a sequence of {length}")
             firsts.append(first)
             lasts.append(last)
-            texts.append(length - count - len(layout))
-        room = [max(texts) - text for text in texts]
+            lasting.append(length - count - len(layout))
+        room = [max(lasting) - own for own in lasting]
+        images = self.images or ((0, 0),) * len(lasts)
         kept = [*map(min, self.padding, room)]
         gone = [*map(operator.sub, self.padding, kept)]
         vars(self).update(
             key_ranges=tuple(zip(firsts, lasts, strict=True)),
-            texts=tuple(texts),
+            lasting=tuple(lasting),
+            texts=tuple([own - count for own, (count, _) in zip(lasting, images, strict=True)]),
             kept_padding=tuple(kept),
             padding_to_go=tuple(gone),
             surplus=tuple(map(operator.sub, room, kept)),
             tails=tuple([length - last for last in lasts]),
+            asking_tails=tuple([length - max(last, end) for last, (_, end) in zip(lasts, images, strict=True)]),
             first_column=0 if any(gone) else min(firsts),
             first_column_left=min(map(operator.sub, firsts, gone)),
         )
 
     @cached_property
     def most_asking(self) -> int:
-        """Columns from behind the first row's last visual token on, at least one."""
-        return max(1, *self.tails)
+        """Columns from behind the last visual token or image on, where it comes first of all rows; at least one."""
+        return max(1, *self.asking_tails)
 
     @cached_property
     def num_positions(self) -> int:
@@ -96,7 +104,7 @@ class Batch:
 
     def length_with(self, total: int) -> int:
         """Columns that are left when the rows keep `total` visual tokens each, beside their surplus."""
-        return max(self.texts) + total
+        return max(self.lasting) + total
 
     def limits(self, bounds: Sequence[Sequence[int]], budgets: Sequence[Sequence[Sequence[int]]]) -> Tensor:
         """Of every stage, row and segment: its budget; the first of its columns, and the one behind its last; its first place.
@@ -176,14 +184,14 @@ class Batch:
         return table
 
     def asking(self) -> Tensor | None:
-        """Which of the columns behind the first row's last visual token come after their own row's.
+        """Which of the last `most_asking` columns come after their row's last visual token and image.
 
         Returns
         -------
-        BoolTensor [B, max(tails)] or None
+        BoolTensor [B, max(asking_tails)] or None
             None if all of them do.
         """
-        most = max(self.tails)
-        if min(self.tails) == most:
+        most = max(self.asking_tails)
+        if min(self.asking_tails) == most:
             return None
-        return torch.arange(most) >= most - torch.tensor(self.tails)[:, None]
+        return torch.arange(most) >= most - torch.tensor(self.asking_tails)[:, None]

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from adatp_kernels.batch import Batch
 from adatp_kernels.config import AdaTPConfig
-from adatp_kernels.errors import as_tensor, integer
+from adatp_kernels.errors import as_tensor, host_integers, integer
 from adatp_kernels.layout import VisualLayout
 from adatp_kernels.ops import checks
 from adatp_kernels.plan import PruningPlan, plans_of_checked
@@ -33,13 +33,14 @@ def begin(
     relevance: Tensor | Sequence[Tensor | None] | None,
     prior: Tensor | Sequence[Tensor] | None,
     padding: int | Sequence[int] | None,
+    images: Tensor | Sequence[Tensor | None] | None,
     batch_size: int,
     device: torch.device | str,
 ) -> PruningState:
     """`AdaTPPruner.begin`, of a pruner that is made of the first four."""
     alone = isinstance(layout, VisualLayout)
     given = {"features": features, "segments": segments, "relevance": relevance, "prior": prior}
-    rows = _rows_of(alone, layout, **given, padding=padding)
+    rows = _rows_of(alone, layout, **given, padding=padding, images=images)
     layouts: list[VisualLayout] = rows["layout"]
     if (features is None) == (segments is None):
         raise ValueError("features, segments: expected exactly one of the two")
@@ -55,6 +56,7 @@ def begin(
     if batch_size != 1 and not alone:
         raise ValueError(f"batch_size: expected 1 where every row has a layout of its own, got {batch_size}")
     paddings = tuple(integer(f"padding[{row}]", count or 0, low=0) for row, count in enumerate(rows["padding"]))
+    whole = tuple(map(_whole_images, rows["images"], layouts, paddings, [length] * len(layouts)))
     scores = [None if row is None else as_tensor("relevance", row).cpu() for row in rows["relevance"]]
     if prior is None:
         rows["prior"] = [] if usual_prior is None else [usual_prior] * len(layouts)
@@ -67,6 +69,7 @@ def begin(
         length,
         batch_size,
         paddings,
+        whole,
         numbers,
         [None if row is None else (row.dtype, row.tolist()) for row in scores],
         len(priors),
@@ -78,7 +81,7 @@ def begin(
         with torch.inference_mode(False):
             layouts, frames = [_own(row) for row in layouts], [row.clone() for row in frames]
             priors = [row.clone() for row in priors]
-            batch = Batch(tuple(layouts), length, paddings)
+            batch = Batch(tuple(layouts), length, paddings, whole)
             state = _state(
                 config, decoder, recent.schedules, batch, frames, numbers, scores, priors, batch_size, device
             )
@@ -99,7 +102,7 @@ def _state(
     device: torch.device | str,
 ) -> PruningState:
     """The first state of `batch`; `numbers` are the `frames` as lists."""
-    if config.score == "attention" and 0 in batch.tails:
+    if config.score == "attention" and 0 in batch.asking_tails:
         raise ValueError(
             f"length: no text token follows the last visual token (number {batch.length - 1}), so there is no row to score with"
         )
@@ -188,6 +191,24 @@ def _rows_of(alone: bool, layout: Any, **arguments: Any) -> dict[str, list[Any]]
         else:
             rows[name] = list(value)
     return rows
+
+
+def _whole_images(
+    images: Tensor | Sequence[int] | None, layout: VisualLayout, padding: int, length: int
+) -> tuple[int, int]:
+    """How many columns `images` has, and the one behind its last."""
+    places = None if images is None else host_integers("images", images, "[n]")
+    if places is None or not len(places):
+        return 0, 0
+    first, last = int(places[0]), int(places[-1])
+    if bool((places.diff() <= 0).any()) or first < padding or last >= length:
+        raise ValueError(
+            f"images: expected strictly ascending places of the prompt, from {padding} to {length - 1}, got them from {first} to {last}"
+        )
+    visual = layout.index
+    if bool((visual[torch.searchsorted(visual, places).clamp(max=len(visual) - 1)] == places).any()):
+        raise ValueError("images: expected tokens that are left whole, got some of the layout's")
+    return len(places), last + 1
 
 
 def _own(layout: VisualLayout) -> VisualLayout:

@@ -91,6 +91,7 @@ class AdaTPPruner(nn.Module):
         relevance: Tensor | Sequence[Tensor | None] | None = None,
         prior: Tensor | Sequence[Tensor] | None = None,
         padding: int | Sequence[int] | None = None,
+        images: Tensor | Sequence[Tensor | None] | None = None,
         batch_size: int = 1,
         device: torch.device | str = "cpu",
     ) -> PruningState:
@@ -103,7 +104,7 @@ class AdaTPPruner(nn.Module):
         ----------
         layout : VisualLayout, or a sequence of them
             One prompt's, or one for each row of a batch of different prompts. Then each of the arguments `features`
-            to `padding` is a sequence, too, and all rows keep equally many visual tokens: see `Batch`.
+            to `images` is a sequence, too, and all rows keep equally many visual tokens: see `Batch`.
         length : int
             Tokens in the prompt, text and padding included.
         features : Tensor [num_frames, d], optional
@@ -117,6 +118,9 @@ class AdaTPPruner(nn.Module):
         padding : int, optional
             How many of the first tokens are padding. What of it no row needs any more is dropped with the first
             stage. Mask it with `key_mask`, too.
+        images : LongTensor [n], optional
+            Places of tokens that are not text and yet stay, as those of an image beside the video, ascending. None of
+            them asks, and no text before the last of them does.
         batch_size : int
             Copies of the one prompt.
         device : torch.device or str
@@ -126,7 +130,7 @@ class AdaTPPruner(nn.Module):
         ------
         TypeError, ValueError
             For malformed arguments, an unreachable FLOPs target, a prompt with no text after its last visual token
-            to score with, or rows that cannot be brought to one length.
+            and image to score with, or rows that cannot be brought to one length.
         """
         return begin(
             self.config,
@@ -140,6 +144,7 @@ class AdaTPPruner(nn.Module):
             relevance=relevance,
             prior=prior,
             padding=padding,
+            images=images,
             batch_size=batch_size,
             device=device,
         )
@@ -205,7 +210,7 @@ class AdaTPPruner(nn.Module):
         config, step = self.config, state._remaining[0]
         first, last = state.key_range
         older = key.shape[2] - length
-        # From the first row's last visual token on; a baseline needs no text after it: its scores come from elsewhere.
+        # From where the first row has only text left; a baseline needs none: its scores come from elsewhere.
         asking = 1 if config.queries == "last" else state._batch.most_asking
         row = length - asking
         segments, positions = state._visual_columns()
@@ -221,7 +226,7 @@ class AdaTPPruner(nn.Module):
             scale=accepted.scale,
             lse=None if lse is None else lse[:, :, row:],
             key_mask=key_mask,
-            # A padded token asks nothing, and none asks that comes before its row's last visual token.
+            # A padded token asks nothing, and none asks that comes before its row's last visual token or image.
             query_mask=_both(
                 None if key_mask is None else key_mask[:, older + row :],
                 None if state._asking is None else state._asking[:, -asking:],

@@ -64,7 +64,7 @@ class PruningState:
     key_range: tuple[int, int]
     num_positions: int
     _batch: Batch
-    # Which of the last max(tails) columns come after their row's last visual token, [B, max(tails)]; None: all.
+    # Which of the last columns come after their row's last visual token and image, as `Batch.asking` has it; None: all.
     _asking: Tensor | None
     _remaining: tuple[Step, ...]
     # What is known of every token that is left, and moves with it, int64 [2, B, L]: its place in the prompt, and its segment,
@@ -158,11 +158,16 @@ class PruningState:
 
     @property
     def text_tokens(self) -> tuple[int, ...]:
-        """Tokens of each prompt that are neither visual nor padding."""
+        """Tokens of each prompt that are neither visual, nor an image's, nor padding."""
         return self._batch.texts
+
+    @property
+    def asking_start(self) -> tuple[int, ...]:
+        """Of each prompt, the column behind the last visual token and image: the text from there on asks."""
+        return tuple([self._batch.length - tail for tail in self._batch.asking_tails])
 
     @property
     def num_visual(self) -> int:
         """Visual tokens that are left of the first prompt."""
         batch = self._batch
-        return self.length - batch.texts[0] - (batch.kept_padding if self.length < batch.length else batch.padding)[0]
+        return self.length - batch.lasting[0] - (batch.kept_padding if self.length < batch.length else batch.padding)[0]

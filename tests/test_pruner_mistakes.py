@@ -52,6 +52,16 @@ def test_constructor_mistakes(changes, argument):
         ({"prior": torch.ones(48)}, "prior"),
         ({"prior": torch.ones(6, 8, dtype=torch.int64)}, "prior"),
         ({"prior": [[1.0] * 8] * 6}, "prior"),
+        ({"images": torch.tensor([56])}, "length"),  # no text after the image
+        ({"images": torch.tensor([57])}, "images"),
+        ({"images": torch.tensor([-1])}, "images"),
+        ({"images": torch.tensor([4])}, "images"),  # of the layout
+        ({"images": torch.tensor([51, 52])}, "images"),
+        ({"images": torch.tensor([53, 52])}, "images"),
+        ({"images": torch.tensor([52, 52])}, "images"),
+        ({"images": torch.tensor([52.0])}, "images"),
+        ({"images": torch.tensor([[52]])}, "images"),
+        ({"images": torch.tensor([0]), "padding": 1}, "images"),
         ({"batch_size": 0}, "batch_size"),
         ({"batch_size": 1.5}, "batch_size"),
         ({"device": "gpu"}, "device"),
@@ -78,6 +88,9 @@ def test_begin_mistakes(changes, argument):
         ({"padding": [2]}, "padding"),
         ({"padding": [2, 5]}, "padding"),  # into the video
         ({"padding": [2, -1]}, "padding"),
+        ({"images": torch.tensor([53])}, "images"),
+        ({"images": [torch.tensor([53])]}, "images"),
+        ({"images": [None, torch.tensor([0])]}, "images"),  # padding
         ({"batch_size": 2}, "batch_size"),
         ({"length": 52}, "length"),
     ],

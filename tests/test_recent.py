@@ -31,6 +31,7 @@ def good():
         "relevance": RELEVANCE.clone(),
         "prior": PRIOR.clone(),
         "padding": 1,
+        "images": torch.tensor([2, 53]),
         "batch_size": 2,
     }
 
@@ -47,7 +48,7 @@ def numbers(state):
     asking = None if state._asking is None else state._asking.tolist()
     return (
         state.plans, [row.tolist() for row in state.segments], state.salient_segments, state.length, state.key_range,
-        state.num_positions, state.text_tokens, state.num_visual, values, steps, asking, state.kept.device,
+        state.num_positions, state.text_tokens, state.asking_start, state.num_visual, values, steps, asking, state.kept.device,
     )  # fmt: skip
 
 
@@ -83,6 +84,9 @@ CHANGES = {
     "no prior": changed("prior", lambda prior: None),
     "padding": changed("padding", lambda padding: 2),
     "no padding": changed("padding", lambda padding: None),
+    "an image elsewhere": changed("images", lambda images: images + 1),
+    "a smaller image": changed("images", lambda images: images[1:]),
+    "no image": changed("images", lambda images: None),
     "batch_size": changed("batch_size", lambda size: 3),
     "device": lambda given: given.update(device="meta"),
 }

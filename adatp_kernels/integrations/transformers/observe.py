@@ -71,7 +71,7 @@ def observe(
     whole = families.unwrap(model)
     decoder = families.find(whole).decoder(whole)
     chosen = tuple(range(len(decoder.layers))) if layers is None else tuple(layers)
-    start = ids.shape[1] - 1 if config.queries == "last" else report.layout.key_range[1]
+    start = ids.shape[1] - 1 if config.queries == "last" else report.asking_start
     mask = inputs.get("attention_mask")
     padding = None if mask is None or bool(mask.all()) else mask.bool()
     scores: dict[int, Tensor] = {}

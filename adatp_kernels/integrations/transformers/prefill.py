@@ -17,6 +17,7 @@ from adatp_kernels.integrations.transformers.cache import (
     take_columns,
     take_rows,
 )
+from adatp_kernels.integrations.transformers.packed import check_not_packed, text_positions
 from adatp_kernels.integrations.transformers.report import PhaseClock, PromptRecord
 from adatp_kernels.integrations.transformers.tap import Seen
 from adatp_kernels.integrations.transformers.visuals import Visuals
@@ -60,14 +61,40 @@ class VideoPrefill:
         given = arguments.get("attention_mask")
         if given is not None and (not isinstance(given, Tensor) or given.dim() != 2):
             raise ValueError("attention_mask: accelerate supports a padding mask of shape [B, N], not a mask per row")
-        # Read once on the host, before the decoder runs: without padding no mask has to travel.
-        self.key_mask = None if given is None or bool(given.all()) else given.bool()
-        self.padding = [0] * len(visuals)  # of each row's prompt, how many tokens come before it
-        if self.key_mask is not None:
-            real = self.key_mask[:, -arguments["input_ids"].shape[1] :]
-            if not bool(real[:, -1].all()):
-                raise ValueError("attention_mask: accelerate supports padding on the left; the last token is padding")
-            self.padding = real.long().argmax(1).tolist()
+        positions, length = text_positions(arguments), arguments["input_ids"].shape[1]
+        # Of each row's prompt: how many tokens come before it, the places of what stays and is no text, and how much of
+        # what else stays is masked.
+        self.padding, self.whole, self.masked = [0] * len(visuals), [row.whole for row in visuals], [0] * len(visuals)
+        self.key_mask: Tensor | None = None
+        # Asked of mask and positions together, so that the host waits once: without padding no mask has to travel.
+        usual = None if given is None else given.all()
+        if positions is not None:
+            usual = positions.count_up() if usual is None else usual & positions.count_up().to(usual.device)
+        if usual is not None and not usual:
+            real = None
+            if given is not None:
+                mask = given.cpu().bool()
+                real = mask[:, -length:]
+                if not mask.all():
+                    self.key_mask = given.bool()
+                    self._read_mask(real)
+            if positions is not None:
+                check_not_packed(positions, real, [torch.cat((row.layout.index, row.whole)) for row in visuals])
+        for number, row in enumerate(visuals):
+            if row.end == length and pruner.config.score == "attention":
+                raise ValueError(
+                    f"input_ids: expected text behind the last visual token of row {number}, which chooses what is kept, got none"
+                )
+
+    def _read_mask(self, real: Tensor) -> None:
+        """What a mask [B, N] of the prompts, on the host, leaves of them."""
+        if not real[:, -1].all():
+            raise ValueError("attention_mask: accelerate supports padding on the left; the last token is padding")
+        self.padding = real.long().argmax(1).tolist()
+        for number, (row, own) in enumerate(zip(self.visuals, real, strict=True)):
+            self.whole[number] = row.whole[own[row.whole]]
+            of_video = len(row.layout) - int(own[row.layout.index].sum())
+            self.masked[number] = len(own) - int(own.sum()) - of_video - self.padding[number]
 
     def frame_means(self, hidden: Tensor) -> list[Tensor]:
         """The mean of every frame's visual features as the decoder gets them: for each row [num_frames, D] in float32."""
@@ -111,19 +138,26 @@ class VideoPrefill:
         layouts = [row.layout for row in self.visuals]
         segments = [self._segments(row, frames) for row, frames in zip(self.visuals, features, strict=True)]
         length, device = hidden.shape[1], hidden.device
-        if _alike(layouts, segments, relevance, self.padding):
+        if _alike(layouts, segments, relevance, self.padding, self.whole):
             self.state = self.pruner.begin(
                 layouts[0],
                 length,
                 segments=segments[0],
                 relevance=relevance[0],
                 padding=self.padding[0],
+                images=self.whole[0],
                 batch_size=len(hidden),
                 device=device,
             )
         else:
             self.state = self.pruner.begin(
-                layouts, length, segments=segments, relevance=relevance, padding=self.padding, device=device
+                layouts,
+                length,
+                segments=segments,
+                relevance=relevance,
+                padding=self.padding,
+                images=self.whole,
+                device=device,
             )
         self.next_layer = self.state.next_layer
         self.columns: dict[int, Tensor] = {}  # of every layer that holds a part: which columns
@@ -217,6 +251,7 @@ class VideoPrefill:
         return PromptRecord(
             state=self.state,
             layouts=tuple([row.layout for row in self.visuals]),
+            masked=tuple(self.masked),
             entered=tuple(self.entered),
             survivors=tuple(self.survivors),
             clock=self.clock,

@@ -58,6 +58,8 @@ class PromptRecord:
         As the last stage left it.
     layouts : tuple of VisualLayout
         Of each row.
+    masked : tuple of int
+        Of each row, how many tokens behind its padding are masked, and not visual.
     entered : tuple of int
         Tokens that entered each layer, text and padding included.
     survivors : tuple of (int, LongTensor [B, n])
@@ -68,6 +70,7 @@ class PromptRecord:
 
     state: PruningState
     layouts: tuple[VisualLayout, ...]
+    masked: tuple[int, ...]
     entered: tuple[int, ...]
     survivors: tuple[tuple[int, Tensor], ...]
     clock: PhaseClock
@@ -94,7 +97,8 @@ class PromptRecord:
             layout=layout,
             segments=tuple(segments.tolist()),
             salient=salient,
-            text_tokens=state.text_tokens[prompt],
+            text_tokens=state.text_tokens[prompt] - self.masked[row],
+            asking_start=state.asking_start[prompt],
             planned_tokens=plan.tokens_per_layer,
             actual_tokens=tuple(actual),
             planned_flops_ratio=plan.flops_ratio,
@@ -118,7 +122,9 @@ class Report:
     salient : tuple of int
         Segments found relevant to the text.
     text_tokens : int
-        Tokens of the prompt that are neither visual nor padding.
+        Tokens of the prompt that are neither visual, pruned or not, nor masked.
+    asking_start : int
+        The column behind the last visual token, pruned or not: the text from there on asks.
     planned_tokens, actual_tokens : tuple of int
         Visual tokens that entered each layer.
     planned_flops_ratio, actual_flops_ratio : float
@@ -137,6 +143,7 @@ class Report:
     segments: tuple[int, ...]
     salient: tuple[int, ...]
     text_tokens: int
+    asking_start: int
     planned_tokens: tuple[int, ...]
     actual_tokens: tuple[int, ...]
     planned_flops_ratio: float

@@ -28,12 +28,18 @@ class Visuals:
         Which of them are images.
     sizes : list of int
         Tokens of each frame.
+    whole : LongTensor [n]
+        Places of tokens that are not pruned and yet not text: of images that are kept.
+    end : int
+        The column behind the last of all these tokens.
     """
 
     layout: VisualLayout
     frames: tuple[int, ...]
     images: tuple[bool, ...]
     sizes: list[int]
+    whole: Tensor
+    end: int
 
     @property
     def video_frames(self) -> int:
@@ -52,6 +58,9 @@ class PromptArguments(dict[str, Any]):
         raise ValueError(
             f"{name}: expected with a video, as it tells the sizes of its frames, got only {', '.join(sorted(self))}"
         )
+
+
+_NOWHERE = torch.empty(0, dtype=torch.int64)
 
 
 def find_visuals(
@@ -98,7 +107,8 @@ def find_visuals(
         raise ValueError(
             f"input_ids: row {empty[0]} of the batch has no video, but others have; run prompts without one by themselves"
         )
-    return [_visuals(clips, old) for clips, old in zip_longest(rows, before[: len(rows)])]
+    whole = _whole(here, [other for other in family.other_ids(model) if other != image_id])
+    return [_visuals(*row) for row in zip_longest(rows, whole, before[: len(rows)])]
 
 
 def with_images(visuals: Visuals, values: Tensor) -> Tensor:
@@ -149,6 +159,16 @@ def _taken(videos: list[Sequence[int]], count: int, after: int, row: int) -> lis
     return videos[: sums.index(count)]
 
 
+def _whole(ids: Tensor, others: list[int]) -> list[Tensor]:
+    """Of each row, the places of tokens with one of the ids `others`."""
+    if not others:
+        return [_NOWHERE] * len(ids)
+    marks = ids == others[0]
+    for other in others[1:]:  # isin takes some times as long
+        marks |= ids == other
+    return [row.nonzero().view(-1) for row in marks] if marks.any() else [_NOWHERE] * len(ids)
+
+
 def _images(marks: Tensor) -> list[_Clip]:
     """The images of one row: tokens that follow each other without a gap are one."""
     index = marks.nonzero()[:, 0]
@@ -157,7 +177,7 @@ def _images(marks: Tensor) -> list[_Clip]:
     return [(run, [len(run)], True) for run in runs]
 
 
-def _visuals(clips: list[_Clip], old: Visuals | None) -> Visuals:
+def _visuals(clips: list[_Clip], whole: Tensor, old: Visuals | None) -> Visuals:
     """One prompt's clips as a single layout, in the order of the sequence; `old` if it is the same."""
     if len(clips) > 1:
         clips = sorted(clips, key=lambda clip: int(clip[0][0]))
@@ -165,7 +185,7 @@ def _visuals(clips: list[_Clip], old: Visuals | None) -> Visuals:
     frames, images = tuple(len(of_one) for _, of_one, _ in clips), tuple(image for _, _, image in clips)
     sizes = [size for _, of_one, _ in clips for size in of_one]
     alike = old is not None and (frames, images, sizes) == (old.frames, old.images, old.sizes)
-    if old is not None and alike and index.equal(old.layout.index):
+    if old is not None and alike and index.equal(old.layout.index) and (whole is old.whole or whole.equal(old.whole)):
         return old
     if len(set(sizes)) == 1:
         frame = torch.arange(len(sizes))[:, None].expand(-1, sizes[0]).reshape(-1)
@@ -174,4 +194,5 @@ def _visuals(clips: list[_Clip], old: Visuals | None) -> Visuals:
         every = torch.tensor(sizes)
         frame = torch.arange(len(every)).repeat_interleave(every)
         position = torch.arange(len(frame)) - (every.cumsum(0) - every)[frame]
-    return Visuals(VisualLayout(index, frame, position), frames, images, sizes)
+    end = max(int(index[-1]), int(whole[-1]) if len(whole) else 0) + 1
+    return Visuals(VisualLayout(index, frame, position), frames, images, sizes, whole, end)

@@ -34,6 +34,18 @@ def test_tokens_that_stand_elsewhere_do_not(other):
     assert same(found, expected) and not same(found, first[0])
 
 
+def test_nor_do_those_beside_an_image_that_stands_elsewhere():
+    inputs = prompt("llava_onevision", after=(7, IMAGE, 8))
+    first = of("llava_onevision", inputs)
+    assert first[0].whole.tolist() == [inputs["input_ids"].shape[1] - 2]
+    assert of("llava_onevision", inputs, first)[0] is first[0]
+    for after, whole in (((IMAGE, 7, 8), [-3]), ((7, 8, 9), []), ((IMAGE, IMAGE, 8), [-3, -2])):
+        other = prompt("llava_onevision", after=after)
+        found = of("llava_onevision", other, first)[0]
+        assert same(found, first[0]) and found is not first[0]
+        assert found.whole.tolist() == [other["input_ids"].shape[1] + place for place in whole]
+
+
 def test_nor_do_the_same_tokens_in_other_frames():
     """Two videos of six frames, one after the other; then their tokens as videos of four and eight, and of other sizes."""
     inputs = joined([prompt("qwen2_vl", before=(), after=())] * 2)
@@ -54,6 +66,7 @@ def test_an_image_is_no_video_of_one_frame():
     image["input_ids"][0, 7] = 5  # in place of the newline
     found = of("llava_onevision", image, first, prune_images=True)[0]
     assert same(found, first[0]) and found.images == (True,) and first[0].images == (False,)
+    assert not len(found.whole)
 
 
 def test_a_report_keeps_its_layout_when_another_prompt_follows():

@@ -112,6 +112,11 @@ class Family:
         image = getattr(model.config, "image_token_id", None)
         return None if image == self.token_id(model) else image
 
+    def other_ids(self, model: Any) -> list[int]:
+        """The ids of tokens that are neither frames nor text, and so ask nothing: those of images, and of audio."""
+        ids = (self.image_id(model), getattr(model.config, "audio_token_id", None))
+        return [known for known in ids if known is not None]
+
 
 def frames_of_equal_size(counts: Sequence[int], cells: int) -> list[list[int]]:
     """Each prompt's tokens as one video of frames of `cells`, as many as there are.
