@@ -2,6 +2,7 @@
 
 import dataclasses
 from contextlib import nullcontext
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -93,11 +94,30 @@ def test_another_mask_of_as_many_cells_is_another_layout():
         layouts.append(before[0].layout)
         assert cells_of(layouts[-1]) == kept
     assert layouts[1] is layouts[2]
-    small = compressed([[0, 1], [0]])
-    # Nothing left out, of videos of two cells and one: the same places and sizes.
-    small.pop("video_compression_mask")
-    small |= {"video_grid_thw": torch.tensor([[1, 4, 2], [1, 2, 2]]), "video_merge_sizes": torch.tensor([2, 2])}
-    assert find_visuals(family, model, small, before=before)[0] is not before[0]
+    # Nothing left out, of frames of two cells: the same places and sizes as two of four.
+    part = find_visuals(family, model, compressed([[0, 2], [1, 3]]))
+    small = compressed([[0, 2], [1, 3]])
+    small |= {"video_grid_thw": torch.tensor([[2, 4, 2]]), "video_compression_mask": torch.ones(4, dtype=torch.bool)}
+    whole = find_visuals(family, model, small, before=part)
+    assert whole[0].layout.index.equal(part[0].layout.index)
+    assert cells_of(whole[0].layout) == [[0, 1], [0, 1]]
+    assert cells_of(find_visuals(family, model, compressed([[0, 2], [1, 3]]), before=whole)[0].layout) == [
+        [0, 2],
+        [1, 3],
+    ]
+
+
+def test_an_encoding_has_all_cells_and_counts_as_the_mask_leaves_it():
+    family = families.FAMILIES[FAMILY]
+
+    def encoded(*sizes):
+        output = SimpleNamespace(pooler_output=tuple(torch.zeros(size, 1) for size in sizes))
+        both = joined([compressed(FEW), compressed([[0], [1, 2]])])
+        return {"mm_encoder_outputs": {"video": output}, **both}
+
+    assert family.encoded_tokens(encoded(24, 8)) == [14, 3]
+    with pytest.raises(ValueError, match="mm_encoder_outputs: expected the features of all 32 cells of .*, got 24"):
+        family.encoded_tokens(encoded(24))
 
 
 def test_a_mask_that_leaves_nothing_out_changes_nothing():

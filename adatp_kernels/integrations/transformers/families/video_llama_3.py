@@ -37,7 +37,13 @@ class VideoLlama3(Family):
 
     def encoded_tokens(self, arguments: dict[str, Any]) -> list[int]:
         whole, mask = super().encoded_tokens(arguments), _mask(arguments)
-        return whole if mask is None else [int(part.sum()) for part in mask.split(whole)]
+        if mask is None:
+            return whole
+        if sum(whole) != len(mask):
+            raise ValueError(
+                f"mm_encoder_outputs: expected the features of all {len(mask)} cells of video_compression_mask, got {sum(whole)}"
+            )
+        return [int(part.sum()) for part in mask.split(whole)]
 
     def _grids(self, arguments: dict[str, Any]) -> list[list[int]]:
         merged = [size**2 for size in arguments["video_merge_sizes"].tolist()]
