@@ -5,11 +5,17 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import accumulate, zip_longest
-from typing import Any, NoReturn
+from typing import Any, NamedTuple, NoReturn
 
 import torch
 from torch import Tensor
 
+from adatp_kernels.integrations.transformers.agreement import (
+    cells_of_videos,
+    check_against_tower,
+    check_gaps,
+    said_of_videos,
+)
 from adatp_kernels.integrations.transformers.families.base import Family
 from adatp_kernels.layout import VisualLayout
 
@@ -32,6 +38,8 @@ class Visuals:
         Places of tokens that are not pruned and yet not text: of images that are kept.
     end : int
         The column behind the last of all these tokens.
+    complete : bool
+        Whether every frame has all of its cells, in order.
     """
 
     layout: VisualLayout
@@ -40,6 +48,7 @@ class Visuals:
     sizes: list[int]
     whole: Tensor
     end: int
+    complete: bool = True
 
     @property
     def video_frames(self) -> int:
@@ -47,8 +56,13 @@ class Visuals:
         return sum(count for count, image in zip(self.frames, self.images, strict=True) if not image)
 
 
-# One video or image: where its tokens stand, how many each frame has, whether it is an image.
-_Clip = tuple[Tensor, Sequence[int], bool]
+class _Clip(NamedTuple):
+    """One video or image."""
+
+    places: Tensor  # of its tokens
+    sizes: Sequence[int]  # how many each frame has
+    image: bool
+    cells: Tensor | None  # which cell each is, if frames lack some
 
 
 class PromptArguments(dict[str, Any]):
@@ -108,7 +122,7 @@ def find_visuals(
             f"input_ids: row {empty[0]} of the batch has no video, but others have; run prompts without one by themselves"
         )
     whole = _whole(here, [other for other in family.other_ids(model) if other != image_id])
-    return [_visuals(*row) for row in zip_longest(rows, whole, before[: len(rows)])]
+    return [_visuals(family, *row) for row in zip_longest(rows, whole, before[: len(rows)])]
 
 
 def with_images(visuals: Visuals, values: Tensor) -> Tensor:
@@ -124,28 +138,31 @@ def _videos(family: Family, model: Any, arguments: dict[str, Any], ids: Tensor) 
     """The videos of each row."""
     places = [row.nonzero().view(-1) for row in (ids == family.token_id(model)).unbind()]
     counts = [len(row) for row in places]
-    left = list(family.frame_sizes(model, PromptArguments(arguments), counts))
+    arguments = PromptArguments(arguments)
+    left = said_of_videos(family, model, arguments, counts)
+    cells, after = cells_of_videos(family, model, arguments, left), family.after
     # Of copies of a prompt, as beams are, newer versions of transformers encode the video once.
-    tokens = sum(sum(sizes) + family.after for sizes in left)
+    tokens = sum(sum(sizes) + after for sizes in left)
     copies, rest = divmod(sum(counts), max(tokens, 1))
     if rest or copies < 1 or len(ids) % copies:
         copies = 1
     rows: list[list[_Clip]] = []
     for number in range(0, len(ids), copies):
-        sizes = _taken(left, counts[number], family.after, number)
-        ends = list(accumulate(sum(of_one) + family.after for of_one in sizes))
+        sizes = _taken(left, counts[number], after, number)
+        ends = list(accumulate(sum(of_one) + after for of_one in sizes))
         for index in places[number : number + copies]:
-            clips = zip(ends, sizes, strict=True)
-            rows.append([(index[end - family.after - sum(own) : end - family.after], own, False) for end, own in clips])
-        del left[: len(sizes)]
+            clips = zip(ends, sizes, cells, strict=False)
+            rows.append([_Clip(index[end - after - sum(own) : end - after], own, False, of) for end, own, of in clips])
+        del left[: len(sizes)], cells[: len(sizes)]
     if left:
         raise ValueError(
             f"input_ids: expected more video tokens, for {len(left)} videos that no prompt of the batch has, got {counts}"
         )
+    check_against_tower(family, arguments, [[clip.sizes for clip in row] for row in rows], copies)
     return rows
 
 
-def _taken(videos: list[Sequence[int]], count: int, after: int, row: int) -> list[Sequence[int]]:
+def _taken(videos: list[list[int]], count: int, after: int, row: int) -> list[list[int]]:
     """The first of `videos` whose tokens are `count` together."""
     sums = [0]
     for sizes in videos:
@@ -174,25 +191,45 @@ def _images(marks: Tensor) -> list[_Clip]:
     index = marks.nonzero()[:, 0]
     ends = [*((index.diff() != 1).nonzero()[:, 0] + 1).tolist(), len(index)]
     runs = index.tensor_split(ends[:-1]) if len(index) else ()
-    return [(run, [len(run)], True) for run in runs]
+    return [_Clip(run, [len(run)], True, None) for run in runs]
 
 
-def _visuals(clips: list[_Clip], whole: Tensor, old: Visuals | None) -> Visuals:
+def _visuals(family: Family, clips: list[_Clip], whole: Tensor, old: Visuals | None) -> Visuals:
     """One prompt's clips as a single layout, in the order of the sequence; `old` if it is the same."""
     if len(clips) > 1:
-        clips = sorted(clips, key=lambda clip: int(clip[0][0]))
-    index = clips[0][0] if len(clips) == 1 else torch.cat([places for places, _, _ in clips])
-    frames, images = tuple(len(of_one) for _, of_one, _ in clips), tuple(image for _, _, image in clips)
-    sizes = [size for _, of_one, _ in clips for size in of_one]
-    alike = old is not None and (frames, images, sizes) == (old.frames, old.images, old.sizes)
-    if old is not None and alike and index.equal(old.layout.index) and (whole is old.whole or whole.equal(old.whole)):
+        clips = sorted(clips, key=lambda clip: int(clip.places[0]))
+    index = clips[0].places if len(clips) == 1 else torch.cat([clip.places for clip in clips])
+    frames, images = tuple(len(clip.sizes) for clip in clips), tuple(clip.image for clip in clips)
+    sizes = [size for clip in clips for size in clip.sizes]
+    complete = all(clip.cells is None for clip in clips)
+    position = None if complete else torch.cat([_cells(clip) for clip in clips])
+    if (
+        old is not None
+        and (frames, images, sizes, complete) == (old.frames, old.images, old.sizes, old.complete)
+        and index.equal(old.layout.index)
+        and (position is None or position.equal(old.layout.position))
+        and (whole is old.whole or whole.equal(old.whole))
+    ):
         return old
+    for clip in clips:
+        if not clip.image:
+            check_gaps(family, clip.places, clip.sizes)
+    frame, number = _numbers(sizes)
+    position = number if position is None else position
+    end = max(int(index[-1]), int(whole[-1]) if len(whole) else 0) + 1
+    return Visuals(VisualLayout(index, frame, position), frames, images, sizes, whole, end, complete)
+
+
+def _cells(clip: _Clip) -> Tensor:
+    """Which cell of its frame each token of a clip is."""
+    return _numbers(clip.sizes)[1] if clip.cells is None else clip.cells
+
+
+def _numbers(sizes: Sequence[int]) -> tuple[Tensor, Tensor]:
+    """Of each token of frames of these `sizes`: the frame it is of, and its number within that."""
     if len(set(sizes)) == 1:
         frame = torch.arange(len(sizes))[:, None].expand(-1, sizes[0]).reshape(-1)
-        position = torch.arange(sizes[0]).repeat(len(sizes))
-    else:
-        every = torch.tensor(sizes)
-        frame = torch.arange(len(every)).repeat_interleave(every)
-        position = torch.arange(len(frame)) - (every.cumsum(0) - every)[frame]
-    end = max(int(index[-1]), int(whole[-1]) if len(whole) else 0) + 1
-    return Visuals(VisualLayout(index, frame, position), frames, images, sizes, whole, end)
+        return frame, torch.arange(sizes[0]).repeat(len(sizes))
+    every = torch.tensor(sizes)
+    frame = torch.arange(len(every)).repeat_interleave(every)
+    return frame, torch.arange(len(frame)) - (every.cumsum(0) - every)[frame]

@@ -200,6 +200,20 @@ def test_the_same_shot_in_two_videos_makes_two_segments():
     assert run.report().segments == (0, 0, 0, 0, 1, 1, 1, 1)
 
 
+@pytest.mark.parametrize("family", ["internvl", "smolvlm"])
+def test_frames_that_come_as_images_are_all_of_one_video(family):
+    """What the table of ways says of these: nothing tells a video's first frame from another video's next."""
+    one, two = (prompt(family, frames=4, shots=1, before=before) for before in ((1, 5), (12, 13)))
+    inputs = joined([one, two])
+    inputs["pixel_values"] = torch.cat([one["pixel_values"], two["pixel_values"]], dim=1 if family == "smolvlm" else 0)
+    model = build(family)
+    with adatp.accelerate(model, CONFIG) as run:
+        _, logits, _ = generate(model, inputs, max_new_tokens=3)
+    report = run.report()
+    assert report.segments == (0,) * 8
+    assert (logits - masked(family, inputs, report.survivors, max_new_tokens=3)[1]).abs().max() <= TOLERANCE
+
+
 def with_an_image(inputs, *, video=True):
     """Before the prompt, or instead of it, a question about an image."""
     image = torch.tensor([[1, VISION_START, *[IMAGE] * CELLS, VISION_END, 40, 41]])

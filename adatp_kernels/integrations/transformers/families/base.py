@@ -26,6 +26,8 @@ class Family:
         The arguments that `frame_sizes` cannot do without where pixels come.
     after : int
         How many tokens with the frames' id follow the frames of a video and are text.
+    gaps : bool
+        Whether text may stand within a frame, as where a token of its own ends each row.
     """
 
     model_type: str
@@ -34,6 +36,7 @@ class Family:
     shows_frames = False
     needs: tuple[str, ...] = ()
     after = 0
+    gaps = False
 
     def base(self, model: Any) -> Any:
         """The module whose forward takes token ids and pixels and runs vision tower and decoder."""
@@ -67,6 +70,24 @@ class Family:
             If a prompt's tokens cannot be those of its frames; the message names ``input_ids``. Their sum is checked.
         """
         raise NotImplementedError(f"{type(self).__name__}.frame_sizes: say how many tokens a frame has")
+
+    def frame_cells(self, model: Any, arguments: dict[str, Any]) -> Sequence[Tensor] | None:
+        """Which cell of its frame each token is, where something left cells out before they became tokens.
+
+        Tokens of two frames are compared if they are the same cell.
+
+        Parameters
+        ----------
+        arguments : dict
+            Those that `frame_sizes` gets.
+
+        Returns
+        -------
+        sequence of LongTensor [tokens], or None
+            For each video that `frame_sizes` tells of, frame by frame: the cell's number, from zero, in the frame's
+            whole grid, row by row. None if every frame has all of its cells, in order.
+        """
+        return None
 
     def vision_tower(self, model: Any) -> nn.Module | None:
         """The module that sees the frames, if `remember` is to look at its calls."""
@@ -119,7 +140,7 @@ class Family:
 
 
 def frames_of_equal_size(counts: Sequence[int], cells: int) -> list[list[int]]:
-    """Each prompt's tokens as one video of frames of `cells`, as many as there are.
+    """The tokens of each prompt that has any as one video of frames of `cells`, as many as there are.
 
     Raises
     ------
@@ -127,9 +148,9 @@ def frames_of_equal_size(counts: Sequence[int], cells: int) -> list[list[int]]:
         If they are not whole frames.
     """
     for count in counts:
-        if count < cells or count % cells:
+        if count % cells:
             raise ValueError(f"input_ids: expected a number of frames × {cells} video tokens, got {count}")
-    return [[cells] * (count // cells) for count in counts]
+    return [[cells] * (count // cells) for count in counts if count]
 
 
 def frames_of_grids(grids: Tensor, merged: Sequence[int]) -> list[list[int]]:

@@ -8,7 +8,10 @@ from adatp_kernels.integrations.transformers.families.base import Family, frames
 
 
 class InternVL(Family):
-    """The family of `InternVLForConditionalGeneration`. Several images in a prompt are frames of one video."""
+    """The family of `InternVLForConditionalGeneration`.
+
+    All images in a prompt are frames of one video: where one ends and the next begins only the words between them say.
+    """
 
     model_type = "internvl"
     pixels = "pixel_values"
