@@ -19,6 +19,7 @@ from adatp_kernels.integrations.transformers.cache import (
 )
 from adatp_kernels.integrations.transformers.packed import check_not_packed, text_positions
 from adatp_kernels.integrations.transformers.report import PhaseClock, PromptRecord
+from adatp_kernels.integrations.transformers.rotary import OtherRotaries, dims_of, parts_of
 from adatp_kernels.integrations.transformers.tap import Seen
 from adatp_kernels.integrations.transformers.visuals import Visuals
 from adatp_kernels.layout import VisualLayout
@@ -130,9 +131,15 @@ class VideoPrefill:
         self._compacts = self.cache is not None and self.pruner.config.compact_cache
         if self.key_mask is not None:
             self.key_mask = self.key_mask[:, -hidden.shape[1] - self.past :]
-        self.rotary: Sequence[Tensor] = kwargs["position_embeddings"]
-        # M-RoPE may come with a dimension for time, height and width before the batch's.
-        self._dims = [1, *[(1, 2) if part.dim() == 4 else 1 for part in self.rotary]]
+        if "position_embeddings" not in kwargs:
+            raise TypeError(
+                "model: accelerate supports decoder layers that are given position_embeddings, got layers that are given "
+                f"{', '.join(kwargs)}"
+            )
+        self._given: Any = kwargs["position_embeddings"]  # to the first layer, and as a rule to all
+        self.rotary: Sequence[Tensor] = parts_of(self._given)
+        self._other_rotaries = OtherRotaries()
+        self._dims = [1, *dims_of(tuple(self.rotary))]
         self._device: torch.device | None = None  # where state, cos and sin were brought together
         self.clock = PhaseClock(hidden.device)
         layouts = [row.layout for row in self.visuals]
@@ -190,9 +197,13 @@ class VideoPrefill:
                 part = take_columns(take_rows(mask, kept) if mask.dim() == 4 else mask, held)
             # Position ids are left out: what the layer needs of them is in cos and sin, and with gaps in
             # them flash attention would take the prompt for several packed ones.
-            replaced = {"attention_mask": part, "position_embeddings": self.rotary, "position_ids": None}
+            rotary = self.rotary if self._given is not None else None
+            replaced = {"attention_mask": part, "position_embeddings": rotary, "position_ids": None}
             self._of_layers_alike = alike = _Alike(kept, before, mask, held, replaced)
         self.columns[number] = alike.held
+        given = kwargs["position_embeddings"]
+        if given is not self._given:
+            return kwargs | alike.replaced | {"position_embeddings": self._other_rotaries.left(given, kept)}
         return kwargs | alike.replaced
 
     def after_layer(self, number: int, hidden: Tensor, seen: Seen) -> Tensor:
