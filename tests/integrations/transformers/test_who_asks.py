@@ -203,6 +203,14 @@ def test_a_masked_token_asks_nothing_and_is_no_text():
     assert kept_of(report).equal(chosen_by("qwen2_vl", inputs, rows, report))
 
 
+def test_a_masked_frame_stays_visual():
+    inputs = prompt("llava_next_video")
+    inputs["attention_mask"][0, 8:12] = 0  # of the video
+    (report,) = run("llava_next_video", inputs)
+    assert (inputs["input_ids"][0, 8:12] == VIDEO).all()
+    assert report.text_tokens == int((inputs["input_ids"] != VIDEO).sum())
+
+
 def test_audio_is_no_text_either():
     model, inputs = build("llava_next_video"), prompt("llava_next_video", after=(7, 295, 295, 8, 9))
     model.config.audio_token_id = 295
