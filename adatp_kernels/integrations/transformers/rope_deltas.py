@@ -65,7 +65,9 @@ class RopeDeltas:
         if len(deltas) != rows:  # of another prompt: the positions were given
             return
         layer = prefill.cache.layers[-1]
-        before = layer.rope_deltas
+        before = getattr(layer, _NAME, None)
+        if before is None:  # a layer of transformers', which holds every column: nothing was dropped
+            return
         if not before and not prefill.past:
             before = ((0, torch.zeros_like(deltas)),)  # of the text before the first video
         start = prefill.past + min(row.layout.key_range[0] for row in prefill.visuals)

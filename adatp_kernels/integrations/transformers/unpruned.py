@@ -25,7 +25,7 @@ class Unpruned:
     def __init__(self, family: Family, model: Any, *, prune_images: bool) -> None:
         self._family, self._prune_images = family, prune_images
         self._base, self._token = type(family.base(model)).__name__, family.token_id(model)
-        self._prompts = 0
+        self._prompts = self._explained = 0
         self._reasons: dict[str, None] = {}
 
     def passed(self, arguments: dict[str, Any]) -> None:
@@ -42,14 +42,15 @@ class Unpruned:
                 f"{names} came, in which the family {family.model_type} sees no video: it looks for {family.pixels}"
             )
         self._reasons[reason] = None
+        self._explained += 1
 
     @contextmanager
     def within(self, arguments: dict[str, Any]) -> Iterator[None]:
         """Around a `generate`."""
-        prompts, reasons = self._prompts, len(self._reasons)
+        prompts, explained = self._prompts, self._explained
         yield
         names = self._seen(arguments)
-        if not names or len(self._reasons) != reasons:
+        if not names or self._explained != explained:
             return
         if self._prompts == prompts:
             what = f"read no prompt by the forward of {self._base}, where accelerate looks for it"

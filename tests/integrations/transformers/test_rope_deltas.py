@@ -186,3 +186,15 @@ def test_the_model_is_left_as_it_was():
         again(model, sequences, cache)
         model(input_ids=torch.tensor([[12, 13]]), past_key_values=copy.deepcopy(cache))
     assert_unchanged(model, before)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_prompt_of_which_nothing_is_dropped(family):
+    """Its cache is one of transformers' own, and goes on as that does."""
+    model, config = build(family), adatp.AdaTPConfig(target_flops=1.0, stages=(2, 3), spatial_dedup="off")
+    sequences, _, cache = generate(model, prompt(family), max_new_tokens=2)
+    expected = again(model, sequences, cache)
+    with adatp.accelerate(model, config) as run:
+        sequences, _, cache = generate(model, prompt(family), max_new_tokens=2)
+        assert run.report().actual_tokens[-1] == run.report().actual_tokens[0]
+        assert (again(model, sequences, cache) - expected).abs().max() <= TOLERANCE
