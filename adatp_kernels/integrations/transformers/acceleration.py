@@ -143,7 +143,9 @@ class Acceleration(NotCopied):
         self._prefill: VideoPrefill | None = None  # the video prompt that is passing through the decoder
         self._last: PromptRecord | None = None  # of the last one that did
         self._visuals: list[Visuals] = []  # of its rows
-        self._uncached_ids: Tensor | None = None  # its token ids, if it ran without a cache
+        self._uncached: tuple[Any, Tensor] | None = (
+            None  # the `generate` it ran in, and its token ids, if without a cache
+        )
         self._functions: Functions = {}  # the attention functions that were found in this forward
         self._taps = {
             layer: AttentionTap(self._layers[layer].self_attn, self._functions)
@@ -192,7 +194,7 @@ class Acceleration(NotCopied):
         for watch in (self._body, self._watch, self._generate, self._encodings):
             watch.remove()
         del vars(self._base)[_MARK]
-        self._uncached_ids = None
+        self._uncached = None
         self._forget()
         self._unpruned.tell(anything_pruned=self._last is not None)
 
@@ -315,14 +317,13 @@ class Acceleration(NotCopied):
                 f"logits_to_keep: accelerate supports 0 (all) and 1 for a prompt with a video, got {kept_logits!r}. Assisted "
                 "decoding (assistant_model, prompt_lookup_num_tokens), which asks for more, is not supported"
             )
-        ids, before = arguments.get("input_ids"), self._uncached_ids
-        self._uncached_ids = None
-        if ids is not None and cache_of(arguments) is None and arguments.get("use_cache") is False:
-            if before is not None and before.shape[1] + 1 == ids.shape[1] and bool((ids[:, :-1] == before).all()):
-                raise ValueError(
-                    "use_cache: False would prune anew for every token of an answer; generate with a cache"
-                )
-            self._uncached_ids = ids
+        ids, before, call = arguments.get("input_ids"), self._uncached, self._generate.call
+        self._uncached = None
+        if call is None or ids is None or cache_of(arguments) is not None or arguments.get("use_cache") is not False:
+            return
+        if before is not None and before[0] is call and before[1].shape[1] + 1 == ids.shape[1]:
+            raise ValueError("use_cache: False would prune anew for every token of an answer; generate with a cache")
+        self._uncached = (call, ids)
 
     def _run_layer(
         self, number: int, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from adatp_kernels.allocation import allocate
 from adatp_kernels.config import AdaTPConfig
 from adatp_kernels.errors import number
-from adatp_kernels.integrations.transformers.observe import Observed, observe
+from adatp_kernels.integrations.transformers.observe import Observed, observe, prompts_of
 from adatp_kernels.ops import select
 from adatp_kernels.prior import load_prior
 
@@ -98,7 +98,7 @@ class BiasReport:
 
 def bias_report(
     model: nn.Module,
-    inputs: dict[str, Any] | Iterable[dict[str, Any]],
+    inputs: Mapping[str, Any] | Iterable[Mapping[str, Any]],
     config: AdaTPConfig | None = None,
     *,
     share: float = 0.1,
@@ -123,8 +123,7 @@ def bias_report(
     """
     number("share", share, low=0.0, high=1.0, open_low=True)
     config = AdaTPConfig() if config is None else config
-    prompts = [inputs] if isinstance(inputs, dict) else inputs
-    reports = [report_of(observe(model, prompt, config), config, share) for prompt in prompts]
+    reports = [report_of(observe(model, prompt, config), config, share) for prompt in prompts_of("inputs", inputs)]
     if not reports:
         raise ValueError("inputs: expected at least one prompt, got none")
     shapes = {(report.frames_before.shape[1], report.positions_before.shape[1]) for report in reports}

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -10,10 +10,12 @@ from torch import Tensor, nn
 
 from adatp_kernels.config import AdaTPConfig
 from adatp_kernels.integrations.transformers import families
-from adatp_kernels.integrations.transformers.observe import observe
+from adatp_kernels.integrations.transformers.observe import observe, prompts_of
 
 
-def calibrate_prior(model: nn.Module, prompts: Iterable[dict[str, Any]], config: AdaTPConfig | None = None) -> Tensor:
+def calibrate_prior(
+    model: nn.Module, prompts: Mapping[str, Any] | Iterable[Mapping[str, Any]], config: AdaTPConfig | None = None
+) -> Tensor:
     """The positional prior that makes attention to content-free videos even (``algorithm.md``, step 5).
 
     What is attended where all frames show the same nothing is the model's habit. The prior is the mean of it over its
@@ -23,8 +25,8 @@ def calibrate_prior(model: nn.Module, prompts: Iterable[dict[str, Any]], config:
     ----------
     model : transformers model
         As for `accelerate`.
-    prompts : iterable of dict
-        What the model's forward takes: prompts with a content-free video (grey, noise), all with the same layout.
+    prompts : dict, or iterable of dict
+        What the model's forward takes: a prompt with a content-free video (grey, noise), or several with the same layout.
     config : AdaTPConfig, optional
         Its stages say in which layers the habit is measured, its queries which rows ask; the published ones by default.
 
@@ -35,14 +37,14 @@ def calibrate_prior(model: nn.Module, prompts: Iterable[dict[str, Any]], config:
 
     Raises
     ------
-    ValueError
+    TypeError, ValueError
         If there is no prompt, or the prompts' layouts differ.
     """
     config = AdaTPConfig() if config is None else config
     whole = families.unwrap(model)
     layers = config.stage_layers(len(families.find(whole).decoder(whole).layers))
     habit = layout = None
-    for inputs in prompts:
+    for inputs in prompts_of("prompts", prompts):
         seen = observe(model, inputs, config, layers)
         shares = (seen.scores / seen.scores.sum(1, keepdim=True)).double().mean(0)
         if layout is None or habit is None:

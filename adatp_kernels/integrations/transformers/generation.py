@@ -51,7 +51,7 @@ class GenerateWatch:
             {**dict(zip(inspect.signature(generate).parameters, args, strict=False)), **kwargs} if args else kwargs
         )
         _check_given(self._family, arguments)
-        outer = self._call  # one generate may run within another
+        outer = self.call  # one generate may run within another
         with ExitStack() as around:
             around.enter_context(self._turns.generate())
             for enter in self._within:
@@ -63,13 +63,14 @@ class GenerateWatch:
                 self._here.call = outer
 
     @property
-    def _call(self) -> _Call | None:
+    def call(self) -> _Call | None:
+        """The `generate` that this thread is in, an object of its own for each."""
         return getattr(self._here, "call", None)
 
     @property
     def chunk_size(self) -> int | None:
         """Tokens of a chunk, if this thread is within a `generate` that makes them."""
-        call = self._call
+        call = self.call
         return None if call is None else call.chunk_size
 
     def before_encoding(self, arguments: dict[str, Any]) -> dict[str, Any]:
@@ -77,7 +78,7 @@ class GenerateWatch:
 
         Newer versions of transformers keep from the forward whatever the encoding takes: pixels, grids, masks.
         """
-        call = self._call
+        call = self.call
         if call is None or not arguments.get("mm_encoder_outputs"):
             return {}
         return {name: value for name, value in call.arguments.items() if value is not None}

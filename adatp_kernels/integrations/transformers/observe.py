@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -39,9 +39,26 @@ class Observed:
     scores: Tensor
 
 
+def prompts_of(name: str, inputs: Any) -> Iterator[Mapping[str, Any]]:
+    """One prompt, or several, one after the other.
+
+    Raises
+    ------
+    TypeError
+        If it is something else.
+    """
+    several = isinstance(inputs, Iterable) and not isinstance(inputs, Mapping)
+    for prompt in inputs if several else [inputs]:
+        if not isinstance(prompt, Mapping):
+            raise TypeError(
+                f"{name}: expected what the model's forward takes, by name, or several of these, got {type(prompt).__name__}"
+            )
+        yield prompt
+
+
 @torch.no_grad()
 def observe(
-    model: nn.Module, inputs: dict[str, Any], config: AdaTPConfig, layers: Iterable[int] | None = None
+    model: nn.Module, inputs: Mapping[str, Any], config: AdaTPConfig, layers: Iterable[int] | None = None
 ) -> Observed:
     """Run one prompt and record how much of its text's attention each visual token gets.
 

@@ -46,6 +46,13 @@ def check_decoder(decoder: Any) -> None:
     kinds = set(getattr(decoder.config, "layer_types", None) or ["full_attention"])
     if kinds != {"full_attention"}:
         raise ValueError(f"model: accelerate supports decoders of full attention only, got layers of {sorted(kinds)}")
+    strange = next(
+        (layer for layer in decoder.layers if not isinstance(getattr(layer, "self_attn", None), nn.Module)), None
+    )
+    if strange is not None:
+        raise ValueError(
+            f"model: accelerate reads the attention of each decoder layer's self_attn, which {type(strange).__name__} has not"
+        )
     name = decoder.config._attn_implementation
     if name not in ("eager", "sdpa", "adatp") and "flash" not in name:
         raise ValueError(

@@ -8,6 +8,7 @@ from family_models import build, joined
 from family_models import prompt as prompt_of
 from small_models import ATTENTION, CELLS, CONFIG, LAYERS, llava_onevision, prompt
 from snapshots import assert_unchanged, snapshot
+from transformers import BatchFeature
 
 import adatp_kernels as adatp
 from adatp_kernels.integrations.transformers.bias import report_of
@@ -158,6 +159,22 @@ def test_mistakes():
         ValueError, match="prompts: expected the same layout in all, got 6 frames of 54 tokens, then 4 of 36"
     ):
         adatp.calibrate_prior(model, [inputs, prompt(frames=4)], CONFIG)
+
+
+@pytest.mark.parametrize("make", [dict, BatchFeature])
+def test_one_prompt_or_several(make):
+    """As a dict, or as processors return it, which is none."""
+    model, inputs = llava_onevision(), make(prompt())
+    prior = adatp.calibrate_prior(model, inputs, CONFIG)
+    assert prior.equal(adatp.calibrate_prior(model, [inputs], CONFIG))
+    assert prior.equal(adatp.calibrate_prior(model, iter([inputs, inputs]), CONFIG))
+    report = adatp.bias_report(model, inputs, CONFIG)
+    assert report.frames_before.equal(adatp.bias_report(model, [inputs], CONFIG).frames_before)
+    for wrong in ("prompt", 3, [inputs["input_ids"]], None):
+        with pytest.raises(TypeError, match=r"prompts: expected what the model's forward takes, by name.* got "):
+            adatp.calibrate_prior(model, wrong, CONFIG)
+        with pytest.raises(TypeError, match=r"inputs: expected what the model's forward takes, by name.* got "):
+            adatp.bias_report(model, wrong, CONFIG)
 
 
 def test_the_prior_evens_out_what_it_was_made_of():

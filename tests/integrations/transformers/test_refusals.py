@@ -198,3 +198,37 @@ def test_a_backend_that_cannot_run_says_why():
         pytest.raises(RuntimeError, match=message),
     ):
         generate(model, prompt())
+
+
+@pytest.mark.parametrize("how", ["forward", "generate"])
+def test_options_are_scored_one_after_the_other_without_a_cache(how):
+    """Prompt, prompt and an option, prompt: each is a prompt of its own, whatever came before."""
+    model, inputs = llava_onevision(), prompt()
+
+    def score(tail):
+        ids = torch.cat([inputs["input_ids"], torch.tensor([tail], dtype=torch.long)], 1)
+        given = {**inputs, "input_ids": ids, "attention_mask": torch.ones_like(ids), "use_cache": False}
+        if how == "generate":
+            return generate(model, given, max_new_tokens=1)[1]
+        with torch.no_grad():
+            return model(**given).logits[:, -1]
+
+    with adatp.accelerate(model, CONFIG) as run:
+        tails = ((), (50,), (51,), (51, 52), ())
+        scores = [score(tail) for tail in tails]
+        with pytest.raises(ValueError, match="use_cache: False would prune anew"):
+            generate(model, inputs, use_cache=False, max_new_tokens=2)
+        assert score(()).equal(scores[0]) and scores[-1].equal(scores[0])
+        assert run.report().actual_tokens[-1] < run.report().actual_tokens[0]
+    for tail, expected in zip(tails, scores, strict=True):
+        with adatp.accelerate(model, CONFIG):
+            assert score(tail).equal(expected)
+
+
+def test_layers_without_a_self_attn_are_refused():
+    model = llava_onevision()
+    layer = model.model.language_model.layers[2]
+    layer.attention, layer._modules["self_attn"] = layer.self_attn, torch.nn.Identity()
+    del layer._modules["self_attn"]
+    with pytest.raises(ValueError, match=r"model: .* each decoder layer's self_attn, which Qwen2DecoderLayer has not"):
+        adatp.accelerate(model, CONFIG)
