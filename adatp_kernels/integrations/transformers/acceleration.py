@@ -18,6 +18,7 @@ from adatp_kernels.integrations.transformers import families
 from adatp_kernels.integrations.transformers.cache import PrunedLayer, PrunedMasks, cache_of, check_cache
 from adatp_kernels.integrations.transformers.encodings import EncodingWatch
 from adatp_kernels.integrations.transformers.generation import GenerateWatch
+from adatp_kernels.integrations.transformers.labels import watch_labels
 from adatp_kernels.integrations.transformers.layers import LayerWatch, eval_frame_callback
 from adatp_kernels.integrations.transformers.methods import NotCopied
 from adatp_kernels.integrations.transformers.prefill import VideoPrefill
@@ -159,6 +160,7 @@ class Acceleration(NotCopied):
         self._generate = GenerateWatch(model, self._family, self._turns, within)
         self._watch, self._body = LayerWatch(self._layers), LayerWatch([self._base])
         self._body.around = self._run_model
+        self._labels = watch_labels(model, self._base, self._prunes)
         vars(self._base)[_MARK] = self
 
     @property
@@ -191,7 +193,7 @@ class Acceleration(NotCopied):
         if self._body.removed:
             return
         self._turns.close()
-        for watch in (self._body, self._watch, self._generate, self._encodings):
+        for watch in (self._labels, self._body, self._watch, self._generate, self._encodings):
             watch.remove()
         del vars(self._base)[_MARK]
         self._uncached = None
@@ -263,13 +265,7 @@ class Acceleration(NotCopied):
         ids = arguments.get("input_ids")
         visuals = None
         # One more token, of which there are many, is told from a prompt at once.
-        if (
-            ids is None
-            or ids.shape[1] != 1
-            or self._generate.chunk_size is not None
-            or self._family.has_video(arguments)
-            or (self._prune_images and self._family.has_images(arguments))
-        ):
+        if ids is None or ids.shape[1] != 1 or self._generate.chunk_size is not None or self._prunes(arguments):
             visuals = self._find_visuals(arguments)
         if visuals is None:
             if PrunedLayer in map(type, getattr(cache_of(arguments), "layers", ())):
@@ -295,6 +291,10 @@ class Acceleration(NotCopied):
             self._unpruned.passed(arguments)
         return found
 
+    def _prunes(self, arguments: dict[str, Any]) -> bool:
+        """Whether what comes with the `arguments` is to be pruned."""
+        return self._family.has_video(arguments) or (self._prune_images and self._family.has_images(arguments))
+
     def _check_relevance(self) -> None:
         check_relevance(self.relevance, self.question)
         if not self._family.shows_frames and is_pair(self.relevance):
@@ -309,7 +309,7 @@ class Acceleration(NotCopied):
 
     def _check_mode(self, arguments: dict[str, Any]) -> None:
         """Refuse ways of generating that would let tokens of the answer choose what is kept of the video."""
-        if not self._family.has_video(arguments) and not (self._prune_images and self._family.has_images(arguments)):
+        if not self._prunes(arguments):
             return
         kept_logits = arguments.get("logits_to_keep", 0)
         if not isinstance(kept_logits, int) or kept_logits not in (0, 1):

@@ -5,7 +5,10 @@ import dataclasses
 
 import pytest
 import torch
+from family_models import BUILDERS, build
+from family_models import prompt as family_prompt
 from small_models import CONFIG, LAYERS, generate, llava_onevision, prompt
+from snapshots import assert_unchanged, snapshot
 from transformers import Cache, DynamicCache, GenerationConfig, StaticCache
 from transformers.cache_utils import QuantizedLayer
 
@@ -232,3 +235,24 @@ def test_layers_without_a_self_attn_are_refused():
     del layer._modules["self_attn"]
     with pytest.raises(ValueError, match=r"model: .* each decoder layer's self_attn, which Qwen2DecoderLayer has not"):
         adatp.accelerate(model, CONFIG)
+
+
+@pytest.mark.parametrize("family", BUILDERS)
+def test_labels_are_refused_where_logits_come_back_shorter(family):
+    model, inputs, ran = build(family), family_prompt(family), []
+    text = {"input_ids": torch.tensor([[1, 5, 6, 7]]), "attention_mask": torch.ones(1, 4, dtype=torch.long)}
+    with torch.no_grad():
+        loss, of_text = (model(**given, labels=given["input_ids"]).loss for given in (inputs, text))
+        before = snapshot(model)
+        with adatp.accelerate(model, adatp.AdaTPConfig(target_flops=0.5, stages=(2, 3, 6, 9))) as run:
+            hook = run._layers[0].register_forward_pre_hook(lambda *_: ran.append(0))
+            with pytest.raises(ValueError, match=r"labels: expected None with a prompt that is pruned.*got \[1, \d+\]"):
+                model(**inputs, labels=inputs["input_ids"])
+            assert not ran
+            assert model(**text, labels=text["input_ids"]).loss.equal(of_text)
+            model(**inputs)
+            hook.remove()
+        if "rope_deltas" in vars(model.model):  # transformers' own, of the last prompt
+            model.model.rope_deltas = before[0]["model", "rope_deltas"]
+        assert_unchanged(model, before)
+        assert model(**inputs, labels=inputs["input_ids"]).loss.equal(loss)
