@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from adatp_kernels.integrations.transformers.methods import refuse_copy
+
 # Runs a layer: its number, its own forward, and the arguments of this call.
 Around = Callable[[int, Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
 
@@ -86,9 +88,7 @@ class _Watched:
 
     def _check_removed(self) -> None:
         if not self.watch.removed:
-            raise RuntimeError(
-                "model: an accelerated model cannot be copied or pickled; remove() the acceleration first"
-            )
+            refuse_copy()
 
 
 def _passed(forward: Callable[..., Any]) -> Callable[..., Any]:

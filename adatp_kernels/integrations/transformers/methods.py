@@ -19,7 +19,7 @@ class MethodWatch:
     """
 
     def __init__(self, module: Any, name: str, around: Callable[[Callable[..., Any], Any, Any], Any]) -> None:
-        self._module, self._name, self._mine = module, name, None
+        self._module, self._name, self._mine, self._removed = module, name, None, False
         # What somebody else put before the method of the class, if anything.
         self._before = vars(module).get(name)
         method = getattr(module, name, None)
@@ -29,24 +29,30 @@ class MethodWatch:
 
         @functools.wraps(method)
         def watched(*args: Any, **kwargs: Any) -> Any:
-            return around(method, args, kwargs)
+            return method(*args, **kwargs) if self._removed else around(method, args, kwargs)
 
         self._mine = watched
         vars(module)[name] = watched
 
     def remove(self) -> None:
-        """Put the method back as it was, unless somebody put another before this one since."""
+        """Put the method back as it was; if somebody has put another before this one since, let all pass from now on."""
+        self._removed = True
         if self._mine is not None and vars(self._module).get(self._name) is self._mine:
             del vars(self._module)[self._name]
             if self._before is not None:
                 vars(self._module)[self._name] = self._before
 
 
+def refuse_copy() -> NoReturn:
+    """Raise, as a part of an accelerated model does that is about to be copied."""
+    raise RuntimeError("model: an accelerated model cannot be copied or pickled; remove() the acceleration first")
+
+
 class NotCopied:
     """Hangs on an accelerated model, which therefore says that it cannot be copied."""
 
     def __deepcopy__(self, memo: dict[int, Any]) -> NoReturn:
-        raise RuntimeError("model: an accelerated model cannot be copied or pickled; remove() the acceleration first")
+        refuse_copy()
 
     def __reduce__(self) -> NoReturn:
-        self.__deepcopy__({})
+        refuse_copy()

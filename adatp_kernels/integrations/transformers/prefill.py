@@ -137,9 +137,10 @@ class VideoPrefill:
                 f"{', '.join(kwargs)}"
             )
         self._given: Any = kwargs["position_embeddings"]  # to the first layer, and as a rule to all
-        self.rotary: Sequence[Tensor] = parts_of(self._given)
+        rotary = parts_of(self._given)
+        self.rotary: Sequence[Tensor] = rotary
         self._other_rotaries = OtherRotaries()
-        self._dims = [1, *dims_of(tuple(self.rotary))]
+        self._dims = [1, *dims_of(rotary)]
         self._device: torch.device | None = None  # where state, cos and sin were brought together
         self.clock = PhaseClock(hidden.device)
         layouts = [row.layout for row in self.visuals]

@@ -66,7 +66,7 @@ ADATP_INLINE Floats exp2_of_fraction(Floats r) {
 // 2^x with a relative error below 2e-7; 0 below 2^-127, or only below 2^-150, infinity from 2^128 on, NaN for NaN.
 ADATP_INLINE Floats exp2(Floats x) {
 #if ADATP_WIDTH == 16
-  // These and the subtraction take no time of the units that multiply, which are what everybody waits for.
+  // On Zen 4 these and the subtraction take no time of the units that multiply, which are what everybody waits for.
   const Floats r = (Floats)_mm512_maskz_reduce_ps(0xFFFF, (__m512)x, 0);  // x − its nearest integer; 0 for ±∞
   return (Floats)_mm512_maskz_scalef_ps(0xFFFF, (__m512)exp2_of_fraction(r), (__m512)(x - r));
 #else

@@ -9,7 +9,6 @@ import inspect
 import os
 import random
 import re
-import threading
 
 import pytest
 import torch
@@ -18,6 +17,7 @@ from hypothesis import HealthCheck, seed, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule, run_state_machine_as_test
 from snapshots import assert_unchanged, snapshot
+from threads import in_a_thread
 
 import adatp_kernels as adatp
 
@@ -110,22 +110,13 @@ def text_of(ids):
     return {"input_ids": torch.tensor([ids]), "attention_mask": torch.ones(1, len(ids), dtype=torch.long)}
 
 
-def in_a_thread(work):
+def result_of_a_thread(work):
     """The result of `work()`, run by a thread of its own."""
-    results, errors = [], []
-
-    def run():
-        try:
-            results.append(work())
-        except BaseException as error:
-            errors.append(error)
-
-    thread = threading.Thread(target=run)
-    thread.start()
+    thread, outcome = in_a_thread(work)
     thread.join()
-    if errors:
-        raise errors[0]
-    return results[0]
+    if isinstance(outcome[0], BaseException):
+        raise outcome[0]
+    return outcome[0]
 
 
 def machine(pair):
@@ -145,7 +136,7 @@ def machine(pair):
         @rule(at=families, number=which, threaded=st.booleans())
         def ask(self, at, number, threaded):
             work = functools.partial(generate, model_of(pair[at]), inputs_of(pair[at], number))
-            output = in_a_thread(work) if threaded else work()
+            output = result_of_a_thread(work) if threaded else work()
             self.check(at, number, output)
             self.talks[at][number] = (output, ())
 
@@ -155,7 +146,7 @@ def machine(pair):
                 return
             output, turns = self.talks[at].pop(number)
             work = functools.partial(continued, pair[at], model_of(pair[at]), output, len(turns), removed)
-            output = in_a_thread(work) if threaded else work()
+            output = result_of_a_thread(work) if threaded else work()
             assert tuple(output.sequences[0].tolist()) == expected(pair[at], number, (*turns, removed))[0]
             self.talks[at][number] = (output, (*turns, removed))
 
@@ -175,7 +166,7 @@ def machine(pair):
             def work():
                 return model.model.get_video_features(*call, return_dict=True)
 
-            self.encoded[at][number] = in_a_thread(work) if threaded else work()
+            self.encoded[at][number] = result_of_a_thread(work) if threaded else work()
 
         @precondition(lambda self: "mm_encoder_outputs" in inspect.signature(self.runs[0]._model.forward).parameters)
         @rule(at=families, number=which)
@@ -214,7 +205,7 @@ def machine(pair):
             work = functools.partial(generate, model, inputs_of(pair[at], number))
             try:
                 with pytest.raises(error):
-                    in_a_thread(work) if threaded else work()
+                    result_of_a_thread(work) if threaded else work()
             finally:
                 hook.remove()
 

@@ -8,24 +8,10 @@ import pytest
 import torch
 from small_models import CONFIG, generate, llava_onevision, prompt
 from snapshots import assert_unchanged, snapshot
+from threads import in_a_thread
 
 import adatp_kernels as adatp
 from adatp_kernels.integrations.transformers import turns
-
-
-def in_a_thread(work):
-    """The result or the error of `work()`, run by a thread of its own."""
-    outcome = []
-
-    def run():
-        try:
-            outcome.append(work())
-        except BaseException as error:
-            outcome.append(error)
-
-    thread = threading.Thread(target=run)
-    thread.start()
-    return thread, outcome
 
 
 @pytest.mark.parametrize("error", [SystemExit, KeyboardInterrupt, asyncio.CancelledError, MemoryError])
