@@ -15,7 +15,7 @@ from torch.compiler import is_dynamo_compiling
 from adatp_kernels.config import AdaTPConfig
 from adatp_kernels.errors import choice
 from adatp_kernels.integrations.transformers import families
-from adatp_kernels.integrations.transformers.cache import PrunedLayer, PrunedMasks, cache_of, check_cache
+from adatp_kernels.integrations.transformers.cache import PrunedMasks, Served, cache_of, check_cache
 from adatp_kernels.integrations.transformers.encodings import EncodingWatch
 from adatp_kernels.integrations.transformers.generation import GenerateWatch
 from adatp_kernels.integrations.transformers.labels import watch_labels
@@ -152,7 +152,7 @@ class Acceleration(NotCopied):
             layer: AttentionTap(self._layers[layer].self_attn, self._functions)
             for layer in config.stage_layers(len(self._layers))
         }
-        self._turns = Turns()
+        self._turns, self._served = Turns(), Served()
         self._encodings = EncodingWatch(self._family, model, self._turns)
         self._rope_deltas = RopeDeltas(self._base)
         self._unpruned = Unpruned(self._family, model, prune_images=self._prune_images)
@@ -224,6 +224,7 @@ class Acceleration(NotCopied):
     def _forget(self) -> None:
         """Drop what belongs to one forward, also if it was interrupted."""
         self._watch.around = None
+        self._served.end()
         if self._prefill is not None:
             self._prefill = None
             self._functions.clear()
@@ -268,7 +269,7 @@ class Acceleration(NotCopied):
         if ids is None or ids.shape[1] != 1 or self._generate.chunk_size is not None or self._prunes(arguments):
             visuals = self._find_visuals(arguments)
         if visuals is None:
-            if PrunedLayer in map(type, getattr(cache_of(arguments), "layers", ())):
+            if self._served.begin(cache_of(arguments)):
                 self._watch.around = PrunedMasks(self._watch).run_layer
             return
         if self._base.training:
@@ -277,6 +278,7 @@ class Acceleration(NotCopied):
         self._check_relevance()
         self._visuals = visuals
         self._prefill = VideoPrefill(self._pruner, {**arguments}, visuals)
+        self._served.begin(cache_of(arguments))
         self._watch.around = self._run_layer
 
     def _find_visuals(self, arguments: dict[str, Any]) -> list[Visuals] | None:
@@ -343,7 +345,8 @@ class Acceleration(NotCopied):
         hidden = args[0] if args else kwargs["hidden_states"]
         if number == 0:
             frames, features = self._frames(hidden)
-            relevance = frame_relevance(self.relevance, self.question, frames)
+            copies = self._generate.copies(len(frames))
+            relevance = frame_relevance(self.relevance, self.question, frames, copies=copies)
             prefill.begin(hidden, kwargs, features, relevance)
         if number == prefill.next_layer:
             self._taps[number].open()

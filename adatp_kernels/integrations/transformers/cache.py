@@ -11,19 +11,35 @@ from transformers.cache_utils import Cache, DynamicLayer
 
 
 class _Carrying(DynamicLayer):
-    """A cache layer of ours. The last one of a cache carries for all of it what a continuation needs.
+    """A cache layer of ours. The last one of a cache carries for all of it what a continuation needs, the first one guards it.
 
     Attributes
     ----------
     rope_deltas : tuple of (int, Tensor [B, 1])
         From which column on M-RoPE's positions are how far from the columns' numbers.
+    served : bool
+        Whether it may be read: always, but for the first of layers that hold different columns, which needs an acceleration around
+        the forward that reads it.
     """
 
+    keys: Any
+    values: Any
     rope_deltas: tuple[tuple[int, Tensor], ...] = ()
+    served = True
 
     def reset(self) -> None:
-        super().reset()
-        self.rope_deltas = ()
+        # Emptied: older versions of transformers leave as many zeros, which would be attended to.
+        self.keys = self.values = None
+        self.is_initialized = False
+        self.rope_deltas, self.served = (), True
+
+    def update(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        if not self.served:
+            raise ValueError(
+                "past_key_values: expected to be read by an accelerated model, as layers of this cache hold different parts of a pruned "
+                "prompt, got a model without acceleration; ask before remove(), or accelerate it again"
+            )
+        return super().update(*args, **kwargs)
 
     def reorder_cache(self, beam_idx: Tensor) -> None:
         super().reorder_cache(beam_idx)
@@ -42,6 +58,17 @@ class _Carrying(DynamicLayer):
             self.rope_deltas = tuple((start, change(deltas)) for start, deltas in self.rope_deltas)
 
 
+class WholeLayer(_Carrying):
+    """A cache layer that holds every column, beside others that hold a part."""
+
+    @classmethod
+    def of(cls, layer: DynamicLayer) -> WholeLayer:
+        """A layer with the tensors of `layer`."""
+        new = cls()
+        new.__dict__.update(layer.__dict__)
+        return new
+
+
 class PrunedLayer(_Carrying):
     """A cache layer that holds a part of the prompt's columns and reports the length of all of them.
 
@@ -55,8 +82,6 @@ class PrunedLayer(_Carrying):
         Columns that the n entries account for: entry ``n + i`` stands for column ``covered + i``.
     """
 
-    keys: Tensor
-    values: Tensor
     columns: Tensor
     covered: int
 
@@ -213,6 +238,27 @@ def cache_of(arguments: dict[str, Any]) -> Any:
     return arguments.get("past_key_values") if cache is None else cache
 
 
+class Served:
+    """The cache of the forward under way, if its layers hold different columns."""
+
+    def __init__(self) -> None:
+        self._first: Any = None
+
+    def begin(self, cache: Any) -> bool:
+        """Let `cache` be read by the forward that begins; returns whether its layers hold different columns."""
+        layers = getattr(cache, "layers", ())
+        if not layers or getattr(layers[0], "served", True):
+            return False
+        self._first = layers[0]
+        self._first.served = True
+        return True
+
+    def end(self) -> None:
+        """After the forward."""
+        if self._first is not None:
+            self._first.served, self._first = False, None
+
+
 def check_cache(cache: Any) -> None:
     """Raise unless a prompt can be pruned into `cache`."""
     if cache is None:
@@ -222,7 +268,9 @@ def check_cache(cache: Any) -> None:
     if getattr(cache, "offloading", False):
         raise ValueError("past_key_values: an offloaded cache is not supported by accelerate; use a plain DynamicCache")
     kinds = {type(layer) for layer in cache.layers} or {cache.layer_class_to_replicate}
-    strange = sorted(kind.__name__ for kind in kinds - {DynamicLayer, PrunedLayer, CompactedLayer, None} if kind)
+    strange = sorted(
+        kind.__name__ for kind in kinds - {DynamicLayer, WholeLayer, PrunedLayer, CompactedLayer, None} if kind
+    )
     if strange:
         raise ValueError(
             f"past_key_values: accelerate supports a DynamicCache of full attention, got layers of {strange}"

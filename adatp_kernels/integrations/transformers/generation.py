@@ -73,6 +73,12 @@ class GenerateWatch:
         call = self.call
         return None if call is None else call.chunk_size
 
+    def copies(self, rows: int) -> int:
+        """How many of the `rows` that a forward reads are one prompt, as beams and several answers are."""
+        call = self.call
+        given = None if call is None else prompt_of(call.arguments)
+        return 1 if given is None or rows % len(given) else rows // len(given)
+
     def before_encoding(self, arguments: dict[str, Any]) -> dict[str, Any]:
         """What `generate` was given that a forward with these `arguments` lacks, because its vision was encoded before it.
 
@@ -98,6 +104,12 @@ class GenerateWatch:
     def remove(self) -> None:
         """Put `generate` back as it was."""
         self._method.remove()
+
+
+def prompt_of(arguments: dict[str, Any]) -> Any:
+    """The token ids among the arguments of a `generate`, which has two names for them."""
+    ids = arguments.get("inputs")
+    return arguments.get("input_ids") if ids is None else ids
 
 
 def _check_given(family: Family, arguments: dict[str, Any]) -> None:

@@ -7,10 +7,12 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
+from transformers.cache_utils import DynamicLayer
 
 from adatp_kernels.integrations.transformers.cache import (
     CompactedLayer,
     PrunedLayer,
+    WholeLayer,
     cache_of,
     columns_before,
     columns_held,
@@ -280,8 +282,13 @@ class VideoPrefill:
                 return
             # With padding the rows' masks differ, so every layer has to know its columns.
             self.columns = {number: columns_held(layer, self.past, kept) for number, layer in enumerate(layers)}
-        for number, columns in self.columns.items():
-            layers[number] = PrunedLayer.of(layers[number], columns, self.past + length)
+        for number, layer in enumerate(layers):
+            if number in self.columns:
+                layers[number] = PrunedLayer.of(layer, self.columns[number], self.past + length)
+            elif self.columns and type(layer) is DynamicLayer:
+                layers[number] = WholeLayer.of(layer)
+        if self.columns:
+            layers[0].served = False  # but to accelerated models
 
 
 def _compact(layers: list[Any], kept: Tensor, left: Tensor, length: int, moved: Sequence[Tensor]) -> None:

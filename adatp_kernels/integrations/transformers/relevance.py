@@ -53,7 +53,9 @@ def by_row(values: Tensor, frames: list[int]) -> list[Tensor] | None:
     return [part for part in values.split(frames[::copies]) for _ in range(copies)]
 
 
-def frame_relevance(relevance: Any, question: str | list[str] | None, frames: list[Tensor]) -> list[Tensor | None]:
+def frame_relevance(
+    relevance: Any, question: str | list[str] | None, frames: list[Tensor], *, copies: int = 1
+) -> list[Tensor | None]:
     """Of each row of the batch, the relevance of each frame [num_frames], or None.
 
     Parameters
@@ -62,23 +64,33 @@ def frame_relevance(relevance: Any, question: str | list[str] | None, frames: li
         As `check_relevance` let them pass.
     frames : list of Tensor [num_frames, 3, H, W]
         Of each row, as the model's vision tower sees them; they are resized where SigLIP wants another size.
+    copies : int
+        Rows in a row that are one prompt, as beams are: what is given of it once is for all of them.
+
+    Raises
+    ------
+    ValueError
+        If there is not one score for each frame, or one question for each prompt.
     """
     if relevance is None:
         return [None] * len(frames)
     if is_pair(relevance):
         texts = question if isinstance(question, list) else [question or ""] * len(frames)
-        if len(frames) % len(texts):
-            raise ValueError(f"question: expected one, or one for each of the {len(frames)} prompts, got {len(texts)}")
-        copies = len(frames) // len(texts)
+        if len(texts) == len(frames):
+            copies = 1
+        elif len(texts) * copies != len(frames):
+            prompts = len(frames) // copies
+            raise ValueError(f"question: expected one, or one for each of the {prompts} prompts, got {len(texts)}")
         siglip, tokenizer = relevance
         return [siglip_relevance(siglip, tokenizer, row, texts[number // copies]) for number, row in enumerate(frames)]
     scores = torch.as_tensor(relevance)
     counts = [len(row) for row in frames]
-    rows = by_row(scores, counts) if scores.dim() == 1 and len(scores) else None
+    fit = scores.dim() == 1 and len(scores) in (sum(counts), sum(counts[::copies])) and len(scores) > 0
+    rows = by_row(scores, counts) if fit else None
     if rows is None:
+        of_prompts = " + ".join(str(number) for number in counts[::copies])
         raise ValueError(
-            f"relevance: expected one score for each of the video's {' + '.join(str(n) for n in counts)} frames, got shape "
-            f"{list(scores.shape)}"
+            f"relevance: expected one score for each of the video's {of_prompts} frames, got shape {list(scores.shape)}"
         )
     return list(rows)
 

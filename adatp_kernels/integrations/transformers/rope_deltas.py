@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from adatp_kernels.integrations.transformers.cache import cache_of
+from adatp_kernels.integrations.transformers.generation import prompt_of
 from adatp_kernels.integrations.transformers.prefill import VideoPrefill
 
 _NAME = "rope_deltas"
@@ -35,9 +36,7 @@ class RopeDeltas:
     @contextmanager
     def within(self, arguments: dict[str, Any]) -> Iterator[None]:
         """Around a `generate`, which makes all positions at its beginning."""
-        ids = arguments.get("inputs")
-        ids = arguments.get("input_ids") if ids is None else ids
-        put = self._swap(arguments, ids) if self._used else None
+        put = self._swap(arguments, prompt_of(arguments)) if self._used else None
         try:
             yield
         finally:

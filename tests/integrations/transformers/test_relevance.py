@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from family_models import batch_of
 from small_models import generate, llava_onevision, prompt
 from small_siglip import WordTokenizer, siglip
 
@@ -68,6 +69,44 @@ def test_a_change_between_prompts_is_checked_too():
         run.question = "a red ball"
         generate(model, prompt(), max_new_tokens=1)
         assert run.report().salient
+
+
+SCORES = torch.tensor([0.1, 0.1, 0.9, 0.9, 0.2, 0.2])
+
+
+def answer(inputs, relevance, question=None, **options):
+    """What `generate` kept of each row."""
+    model = llava_onevision()
+    with adatp.accelerate(model, CONFIG, relevance=relevance, question=question) as run:
+        sequences = generate(model, inputs, max_new_tokens=2, **options)[0]
+        return [run.report(row).salient for row in range(len(sequences) if "num_beams" not in options else 1)]
+
+
+@pytest.mark.parametrize("options", [{"num_beams": 3}, {"num_return_sequences": 3, "num_beams": 3}])
+def test_one_score_for_each_frame_is_enough_for_all_copies_of_a_prompt(options):
+    assert answer(prompt(), SCORES, **options)[0] == (1,)
+    two = batch_of([prompt(), prompt(seed=1)])
+    assert answer(two, torch.cat([SCORES, SCORES.flip(0)]), **options)[0] == (1,)
+
+
+@pytest.mark.parametrize("two", ["two prompts", "the same question about two videos", "one prompt twice"])
+@pytest.mark.parametrize("options", [{}, {"num_beams": 2}, "a forward"])
+def test_one_prompts_scores_are_not_anothers(two, options):
+    """Prompts of as many frames are no copies of each other, whatever their tokens say."""
+    other = {"two prompts": {"seed": 1, "after": (9, 8)}, "the same question about two videos": {"seed": 1}}.get(
+        two, {}
+    )
+    inputs = batch_of([prompt(), prompt(**other)])
+    pair = (siglip(), WordTokenizer())
+    model = llava_onevision()
+    for relevance, question, name in ((SCORES, None, "relevance"), (pair, ["a red ball"], "question")):
+        refused, run = pytest.raises(ValueError, match=f"{name}: expected one"), adatp.accelerate(model, CONFIG)
+        run.relevance, run.question = relevance, question
+        with run, torch.no_grad(), refused:
+            model(**inputs) if options == "a forward" else generate(model, inputs, max_new_tokens=1, **options)
+    with adatp.accelerate(model, CONFIG, relevance=torch.cat([SCORES, SCORES])) as run, torch.no_grad():
+        model(**inputs) if options == "a forward" else generate(model, inputs, max_new_tokens=1, **options)
+        assert run.report(1).salient
 
 
 def test_mistakes_are_named():
