@@ -25,6 +25,7 @@ if TYPE_CHECKING:
         accelerate,
         bias_report,
         calibrate_prior,
+        mrope_positions,
         register_family,
     )
 
@@ -48,6 +49,7 @@ __all__ = [
     "flash_attention",
     "flash_attention_varlen",
     "make_plan",
+    "mrope_positions",
     "ops",
     "register_family",
     "salient_segments",
@@ -65,6 +67,7 @@ _LAZY = (
     "accelerate",
     "bias_report",
     "calibrate_prior",
+    "mrope_positions",
     "register_family",
 )
 

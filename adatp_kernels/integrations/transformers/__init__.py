@@ -4,6 +4,7 @@ from adatp_kernels.integrations.transformers.acceleration import Acceleration, a
 from adatp_kernels.integrations.transformers.bias import BiasReport, bias_report
 from adatp_kernels.integrations.transformers.calibration import calibrate_prior
 from adatp_kernels.integrations.transformers.families import Family, register_family
+from adatp_kernels.integrations.transformers.mrope import mrope_positions
 from adatp_kernels.integrations.transformers.report import Report
 
 __all__ = [
@@ -14,5 +15,6 @@ __all__ = [
     "accelerate",
     "bias_report",
     "calibrate_prior",
+    "mrope_positions",
     "register_family",
 ]

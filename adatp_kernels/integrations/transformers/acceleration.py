@@ -21,6 +21,7 @@ from adatp_kernels.integrations.transformers.generation import GenerateWatch
 from adatp_kernels.integrations.transformers.labels import watch_labels
 from adatp_kernels.integrations.transformers.layers import LayerWatch, eval_frame_callback
 from adatp_kernels.integrations.transformers.methods import NotCopied
+from adatp_kernels.integrations.transformers.misplaced import MisplacedText, host_grids
 from adatp_kernels.integrations.transformers.prefill import VideoPrefill
 from adatp_kernels.integrations.transformers.relevance import by_row, check_relevance, frame_relevance, is_pair
 from adatp_kernels.integrations.transformers.report import PromptRecord, Report
@@ -156,6 +157,7 @@ class Acceleration(NotCopied):
         self._encodings = EncodingWatch(self._family, model, self._turns)
         self._rope_deltas = RopeDeltas(self._base)
         self._unpruned = Unpruned(self._family, model, prune_images=self._prune_images)
+        self._misplaced = MisplacedText(self._family, model)
         within = (self._rope_deltas.within, self._unpruned.within)
         self._generate = GenerateWatch(model, self._family, self._turns, within)
         self._watch, self._body = LayerWatch(self._layers), LayerWatch([self._base])
@@ -287,10 +289,12 @@ class Acceleration(NotCopied):
         self._generate.check_chunks(arguments.get("input_ids"), images=self._prune_images)
         known = self._generate.before_encoding(arguments)
         known |= {name: value for name, value in arguments.items() if value is not None}
-        known = {**self._encodings.of(known), **known}
+        known = host_grids({**self._encodings.of(known), **known})
         found = find_visuals(self._family, self._model, known, prune_images=self._prune_images, before=self._visuals)
         if found is None:
             self._unpruned.passed(arguments)
+        else:
+            self._misplaced.look(known, self._generate.given(arguments))
         return found
 
     def _prunes(self, arguments: dict[str, Any]) -> bool:

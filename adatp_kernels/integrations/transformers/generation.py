@@ -79,6 +79,10 @@ class GenerateWatch:
         given = None if call is None else prompt_of(call.arguments)
         return 1 if given is None or rows % len(given) else rows // len(given)
 
+    def given(self, arguments: dict[str, Any]) -> dict[str, Any]:
+        """What the user gave for a forward with these `arguments`: those of the `generate` that it is within, if any."""
+        return arguments if self.call is None else self.call.arguments
+
     def before_encoding(self, arguments: dict[str, Any]) -> dict[str, Any]:
         """What `generate` was given that a forward with these `arguments` lacks, because its vision was encoded before it.
 

@@ -43,16 +43,19 @@ class MethodWatch:
                 vars(self._module)[self._name] = self._before
 
 
-def refuse_copy() -> NoReturn:
+def refuse_copy(what: str = "an accelerated model", removed: str = "the acceleration") -> NoReturn:
     """Raise, as a part of an accelerated model does that is about to be copied."""
-    raise RuntimeError("model: an accelerated model cannot be copied or pickled; remove() the acceleration first")
+    raise RuntimeError(f"model: {what} cannot be copied or pickled; remove() {removed} first")
 
 
 class NotCopied:
     """Hangs on an accelerated model, which therefore says that it cannot be copied."""
 
     def __deepcopy__(self, memo: dict[int, Any]) -> NoReturn:
-        refuse_copy()
+        self._refuse()
 
     def __reduce__(self) -> NoReturn:
+        self._refuse()
+
+    def _refuse(self) -> NoReturn:
         refuse_copy()

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import sys
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from adatp_kernels.integrations.transformers.families.base import Family
+from adatp_kernels.integrations.transformers.warning import warn_user
 
 
 class Unpruned:
@@ -63,13 +62,7 @@ class Unpruned:
         reasons, self._reasons = self._reasons, {}
         if not reasons or anything_pruned:
             return
-        level, frame = 1, sys._getframe()
-        while frame.f_back is not None and frame.f_globals.get("__name__", "").startswith(__package__):
-            level, frame = level + 1, frame.f_back  # where the user left
-        warnings.warn(
-            f"accelerate: nothing was pruned although there was something to see: {'; '.join(reasons)}",
-            stacklevel=level,
-        )
+        warn_user(f"accelerate: nothing was pruned although there was something to see: {'; '.join(reasons)}")
 
     def forget(self) -> None:
         """An error is under way, which says enough."""
