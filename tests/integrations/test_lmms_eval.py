@@ -37,6 +37,14 @@ FAMILIES = {
     "adatp_qwen3_vl": ("qwen3_vl", QWEN, "[2,4]"),
     "adatp_internvl": ("internvl_hf", "device_map=cpu,num_frames=6", "[1,3]"),
 }
+# Of one of the clips, by these arguments: frames, and pairs of neighbours that are of one shot, and so the same picture.
+FED = {
+    "adatp_llava_onevision": (6, 3),
+    "adatp_qwen2_vl": (4, 1),  # two a second; one a half is the harness's least
+    "adatp_qwen2_5_vl": (12, 9),
+    "adatp_qwen3_vl": (12, 9),
+    "adatp_internvl": (6, 3),
+}
 QUESTIONS = ("w20 w21 w22", "w30 w31", "w40 w41 w42 w43")
 TASK = """
 task: {task}
@@ -62,19 +70,24 @@ def picture(doc):
 """
 
 
+def film(path, shots, each, random):
+    """A clip of so many still shots of `each` so many frames; without loss, so that the frames of a shot stay the same."""
+    with av.open(str(path), "w") as container:
+        stream = container.add_stream("libx264", rate=8)
+        stream.width = stream.height = 112
+        stream.pix_fmt, stream.options = "yuv420p", {"qp": "0"}
+        for picture in np.kron(random.integers(0, 256, (shots, 7, 7, 3)), np.ones((1, 16, 16, 1))).astype(np.uint8):
+            for _ in range(each):
+                container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
+        container.mux(stream.encode())
+
+
 @pytest.fixture(scope="module")
 def clips(tmp_path_factory):
     """Three clips of three shots each."""
     folder, random = tmp_path_factory.mktemp("clips"), np.random.default_rng(0)
     for number in range(len(QUESTIONS)):
-        with av.open(str(folder / f"{number}.mp4"), "w") as container:
-            stream = container.add_stream("libx264", rate=8)
-            stream.width = stream.height = 112
-            stream.pix_fmt = "yuv420p"
-            for picture in np.kron(random.integers(0, 256, (3, 7, 7, 3)), np.ones((1, 16, 16, 1))).astype(np.uint8):
-                for _ in range(4):
-                    container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
-            container.mux(stream.encode())
+        film(folder / f"{number}.mp4", 3, 4, random)
     return folder
 
 
@@ -97,11 +110,11 @@ def task(clips, tmp_path, monkeypatch):
     """Writes a task of the harness into a folder of its own; returns the folder."""
     monkeypatch.setenv("LMMS_EVAL_DATASETS_CACHE", str(tmp_path / "cache"))
 
-    def write(name="clips", visual="video", answers=("", "", "")):
+    def write(name="clips", visual="video", answers=("", "", ""), videos=("0.mp4", "1.mp4", "2.mp4")):
         data = tmp_path / f"{name}.jsonl"
         rows = [
-            {"video": str(clips / f"{number}.mp4"), "question": question, "answer": answer}
-            for number, (question, answer) in enumerate(zip(QUESTIONS, answers, strict=True))
+            {"video": str(clips / video), "question": question, "answer": answer}
+            for video, question, answer in zip(videos, QUESTIONS, answers, strict=True)
         ]
         data.write_text("\n".join(map(json.dumps, rows)), encoding="utf-8")
         (tmp_path / "utils.py").write_text(UTILS, encoding="utf-8")
@@ -115,7 +128,7 @@ def task(clips, tmp_path, monkeypatch):
 def log():
     """What we log, from the level on that the harness's command shows."""
     lines = []
-    sink = logger.add(lines.append, level="INFO", format="{message}", filter="adatp_kernels")
+    sink = logger.add(lines.append, level="INFO", format="{level} {message}", filter="adatp_kernels")
     yield lines
     logger.remove(sink)
 
@@ -217,8 +230,34 @@ def test_every_family(name, checkpoint, task, log, monkeypatch):
     arguments += f",stages={stages}"
     assert answers_of(name, f"{arguments},target_flops=1,spatial_dedup=off", folder) == dense
     assert "1.000 of the FLOPs" in log[-1]
+    frames, same = FED[name]
+    assert log[-2].startswith(
+        f"WARNING adatp: 3 of 3 prompts had a video; clips: 3, of {frames} / {frames} / {frames} frames (least / median / most). "
+        f"{3 * same} of {3 * (frames - 1)} pairs of neighbouring frames, in 3 of the clips, are the same picture"
+    )
     assert answers_of(name, f"{arguments},target_flops=0.5", folder) != dense
     assert "target 0.500" in log[-1]
+
+
+def test_frames_that_the_harness_takes_twice_are_told(checkpoint, clips, task, log):
+    """Its class for LLaVA-OneVision meets the number whatever a clip has."""
+    film(clips / "long.mp4", 20, 1, np.random.default_rng(1))
+    folder, arguments = task(videos=["long.mp4"] * 3), f"pretrained={checkpoint('adatp_llava_onevision')},stages=[1,3]"
+    answers_of("adatp_llava_onevision", f"{arguments},max_frames_num=20", folder)
+    assert log[-2] == (
+        "INFO adatp: 3 of 3 prompts had a video; clips: 3, of 20 / 20 / 20 frames (least / median / most), none of which is the same "
+        "picture as the one before it\n"
+    )
+    answers_of("adatp_llava_onevision", f"{arguments},max_frames_num=32", folder)
+    assert log[-2].startswith("WARNING adatp: 3 of 3 prompts") and "32 frames" in log[-2] and "36 of 93 pairs" in log[-2]
+
+
+def test_videos_that_the_harness_leaves_out_are_told(checkpoint, clips, task, log):
+    """Its class for Qwen2-VL takes files of three names for videos, and passes over all others."""
+    film(clips / "1.mkv", 3, 4, np.random.default_rng(2))
+    arguments = f"pretrained={checkpoint('adatp_qwen2_vl')},{QWEN},stages=[1,3]"
+    answers_of("adatp_qwen2_vl", arguments, task(videos=("0.mp4", "1.mkv", "2.mp4")))
+    assert log[-2].startswith("WARNING adatp: 2 of 3 prompts had a video; clips: 2, of 4 / 4 / 4 frames")
 
 
 def test_images_are_pruned_by_an_option(checkpoint, task, log):

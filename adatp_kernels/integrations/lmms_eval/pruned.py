@@ -8,6 +8,7 @@ from typing import Any
 
 from loguru import logger
 
+from adatp_kernels.integrations.lmms_eval import fed
 from adatp_kernels.integrations.lmms_eval.arguments import split_arguments
 from adatp_kernels.integrations.transformers import accelerate
 
@@ -38,8 +39,9 @@ class Pruned:
 
         Some classes of the harness go on with an empty answer, which would count as a wrong one.
         """
-        with _errors_get_through(self.model):
+        with fed.watch(self.model) as seen, _errors_get_through(self.model):
             answers: list[Any] = super().generate_until(requests)  # type: ignore[misc]
+        logger.log("WARNING" if any(seen.repeats) else "INFO", f"adatp: {seen}")
         try:
             report = self._acceleration.report()
         except RuntimeError:
