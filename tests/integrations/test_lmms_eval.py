@@ -249,7 +249,9 @@ def test_frames_that_the_harness_takes_twice_are_told(checkpoint, clips, task, l
         "picture as the one before it\n"
     )
     answers_of("adatp_llava_onevision", f"{arguments},max_frames_num=32", folder)
-    assert log[-2].startswith("WARNING adatp: 3 of 3 prompts") and "32 frames" in log[-2] and "36 of 93 pairs" in log[-2]
+    assert (
+        log[-2].startswith("WARNING adatp: 3 of 3 prompts") and "32 frames" in log[-2] and "36 of 93 pairs" in log[-2]
+    )
 
 
 def test_videos_that_the_harness_leaves_out_are_told(checkpoint, clips, task, log):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -76,11 +77,10 @@ class Fed:
             return list(pixels) if pixels.dim() == 5 else [pixels]
         # [patches, channels · frames of a patch · height · width], as Qwen-VL's processors make them
         together, area = self._vision.temporal_patch_size, self._vision.patch_size**2
-        grids = grids.tolist()
-        clips = pixels.split([time * height * width for time, height, width in grids])
+        sizes = [(time, height * width) for time, height, width in grids.tolist()]
         return [
-            clip.view(time, height * width, -1, together, area).movedim(3, 1).flatten(0, 1)
-            for clip, (time, height, width) in zip(clips, grids, strict=True)
+            clip.view(time, cells, -1, together, area).movedim(3, 1).flatten(0, 1)
+            for clip, (time, cells) in zip(pixels.split([*map(math.prod, sizes)]), sizes, strict=True)
         ]
 
     def __str__(self) -> str:
