@@ -18,7 +18,7 @@ from adatp_kernels.integrations.transformers import families
 from adatp_kernels.integrations.transformers.cache import PrunedMasks, Served, cache_of, check_cache
 from adatp_kernels.integrations.transformers.encodings import EncodingWatch
 from adatp_kernels.integrations.transformers.generation import GenerateWatch
-from adatp_kernels.integrations.transformers.labels import watch_labels
+from adatp_kernels.integrations.transformers.head import watch_head
 from adatp_kernels.integrations.transformers.layers import LayerWatch, eval_frame_callback
 from adatp_kernels.integrations.transformers.methods import NotCopied
 from adatp_kernels.integrations.transformers.misplaced import MisplacedText, host_grids
@@ -162,7 +162,7 @@ class Acceleration(NotCopied):
         self._generate = GenerateWatch(model, self._family, self._turns, within)
         self._watch, self._body = LayerWatch(self._layers), LayerWatch([self._base])
         self._body.around = self._run_model
-        self._labels = watch_labels(model, self._base, self._prunes)
+        self._head = watch_head(model, self._base, self._prunes)
         vars(self._base)[_MARK] = self
 
     @property
@@ -195,7 +195,7 @@ class Acceleration(NotCopied):
         if self._body.removed:
             return
         self._turns.close()
-        for watch in (self._labels, self._body, self._watch, self._generate, self._encodings):
+        for watch in (self._head, self._body, self._watch, self._generate, self._encodings):
             watch.remove()
         del vars(self._base)[_MARK]
         self._uncached = None
@@ -317,12 +317,7 @@ class Acceleration(NotCopied):
         """Refuse ways of generating that would let tokens of the answer choose what is kept of the video."""
         if not self._prunes(arguments):
             return
-        kept_logits = arguments.get("logits_to_keep", 0)
-        if not isinstance(kept_logits, int) or kept_logits not in (0, 1):
-            raise ValueError(
-                f"logits_to_keep: accelerate supports 0 (all) and 1 for a prompt with a video, got {kept_logits!r}. Assisted "
-                "decoding (assistant_model, prompt_lookup_num_tokens), which asks for more, is not supported"
-            )
+        self._generate.check_candidates(arguments)
         ids, before, call = arguments.get("input_ids"), self._uncached, self._generate.call
         self._uncached = None
         if call is None or ids is None or cache_of(arguments) is not None or arguments.get("use_cache") is not False:

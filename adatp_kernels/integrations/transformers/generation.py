@@ -11,6 +11,7 @@ from typing import Any
 
 from torch import Tensor
 
+from adatp_kernels.integrations.transformers.cache import cache_of
 from adatp_kernels.integrations.transformers.families.base import Family
 from adatp_kernels.integrations.transformers.methods import MethodWatch
 from adatp_kernels.integrations.transformers.turns import Turns
@@ -18,6 +19,8 @@ from adatp_kernels.integrations.transformers.visuals import PromptArguments
 
 # Enters what is to be done around a `generate` with these arguments.
 Within = Callable[[dict[str, Any]], AbstractContextManager[Any]]
+# The options of assisted decoding.
+_ASSISTANCE = ("assistant_model", "prompt_lookup_num_tokens", "assistant_early_exit")
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -56,7 +59,7 @@ class GenerateWatch:
             around.enter_context(self._turns.generate())
             for enter in self._within:
                 around.enter_context(enter(arguments))
-            self._here.call = _Call(arguments, _chunk_size(self._model, arguments))
+            self._here.call = _Call(arguments, _option(self._model, arguments, "prefill_chunk_size"))
             try:
                 return generate(*args, **kwargs)
             finally:
@@ -105,6 +108,22 @@ class GenerateWatch:
                 f"it has to be None, got {self.chunk_size!r}"
             )
 
+    def check_candidates(self, arguments: dict[str, Any]) -> None:
+        """Refuse a forward that reads candidates of assisted decoding together with the prompt: they would ask."""
+        call, ids, cache = self.call, arguments.get("input_ids"), cache_of(arguments)
+        if call is None or ids is None:
+            return
+        given = call.arguments.get("input_ids", call.arguments.get("inputs"))
+        name = next((name for name in _ASSISTANCE if _option(self._model, call.arguments, name) is not None), None)
+        if name is None or not isinstance(given, Tensor):
+            return
+        candidates = ids.shape[1] + (0 if cache is None else cache.get_seq_length()) - given.shape[1]
+        if candidates > 0:
+            raise ValueError(
+                f"{name}: accelerate supports assisted decoding where the first candidates come behind the prompt, got {candidates} that "
+                "came with a prompt with a video"
+            )
+
     def remove(self) -> None:
         """Put `generate` back as it was."""
         self._method.remove()
@@ -124,6 +143,7 @@ def _check_given(family: Family, arguments: dict[str, Any]) -> None:
             given[name]
 
 
-def _chunk_size(model: Any, arguments: dict[str, Any]) -> int | None:
+def _option(model: Any, arguments: dict[str, Any], name: str) -> Any:
+    """An option of a `generate` with these `arguments`, as given, or as configured."""
     config = arguments.get("generation_config") or getattr(model, "generation_config", None)
-    return arguments.get("prefill_chunk_size", getattr(config, "prefill_chunk_size", None))
+    return arguments.get(name, getattr(config, name, None))

@@ -15,6 +15,8 @@ from transformers.cache_utils import QuantizedLayer
 import adatp_kernels as adatp
 from adatp_kernels.integrations.transformers.cache import CompactedLayer
 
+FAMILY_CONFIG = adatp.AdaTPConfig(target_flops=0.5, stages=(2, 3, 6, 9))
+
 
 def test_refusals_name_what_is_wrong():
     model, inputs = llava_onevision(), prompt()
@@ -86,17 +88,31 @@ def test_refused_caches():
             generate(model, inputs, cache_implementation="offloaded")
 
 
-@pytest.mark.parametrize("how", ["prompt lookup", "draft model"])
-def test_candidates_that_come_with_the_prompt_are_refused(how):
-    model, inputs = llava_onevision(), prompt(after=(7, 8, 9, 7, 8))
+@pytest.mark.parametrize("how", ["prompt_lookup_num_tokens", "configured", "assistant_model"])
+@pytest.mark.parametrize("family", BUILDERS)
+def test_candidates_that_come_with_the_prompt_are_refused(family, how):
+    """Most families' base modules are not told how many logits are asked for, and VideoLLaMA3's head is not, either."""
+    model, inputs = build(family), family_prompt(family, after=(7, 8, 9, 7, 8))
     options = {"prompt_lookup_num_tokens": 3}
-    if how == "draft model":
-        options = {"assistant_model": llava_onevision(layers=2)}
-    with (
-        adatp.accelerate(model, CONFIG),
-        pytest.raises(ValueError, match=r"logits_to_keep: .*Assisted decoding \(assistant_model, prompt_lookup"),
-    ):
+    if how == "configured":
+        model.generation_config.prompt_lookup_num_tokens = options.pop("prompt_lookup_num_tokens")
+    if how == "assistant_model":
+        options = {"assistant_model": build(family)}
+    message = r"(logits_to_keep|prompt_lookup_num_tokens|assistant_model): accelerate supports .*[Aa]ssisted decoding"
+    with adatp.accelerate(model, FAMILY_CONFIG), pytest.raises(ValueError, match=message):
         generate(model, inputs, **options)
+
+
+@pytest.mark.parametrize("kept", [2, -1, torch.tensor([3])], ids=str)
+@pytest.mark.parametrize("family", BUILDERS)
+def test_chosen_logits_are_refused(family, kept):
+    """They would be those of other tokens than were chosen, for some are gone."""
+    model, inputs = build(family), family_prompt(family)
+    with adatp.accelerate(model, FAMILY_CONFIG), torch.no_grad():
+        with pytest.raises(ValueError, match=r"logits_to_keep: accelerate supports 0 \(all\) and 1"):
+            model(**inputs, logits_to_keep=kept)
+        assert model(**inputs, logits_to_keep=1).logits.shape[1] in (1, model(**inputs).logits.shape[1])
+        assert model(input_ids=torch.tensor([[1, 5, 6, 7]]), logits_to_keep=kept) is not None  # text has all its logits
 
 
 @pytest.mark.parametrize("score", ["attention", "random"])
@@ -244,7 +260,7 @@ def test_labels_are_refused_where_logits_come_back_shorter(family):
     with torch.no_grad():
         loss, of_text = (model(**given, labels=given["input_ids"]).loss for given in (inputs, text))
         before = snapshot(model)
-        with adatp.accelerate(model, adatp.AdaTPConfig(target_flops=0.5, stages=(2, 3, 6, 9))) as run:
+        with adatp.accelerate(model, FAMILY_CONFIG) as run:
             hook = run._layers[0].register_forward_pre_hook(lambda *_: ran.append(0))
             with pytest.raises(ValueError, match=r"labels: expected None with a prompt that is pruned.*got \[1, \d+\]"):
                 model(**inputs, labels=inputs["input_ids"])
