@@ -27,6 +27,7 @@ from adatp_kernels.integrations.transformers.relevance import by_row, check_rele
 from adatp_kernels.integrations.transformers.report import PromptRecord, Report
 from adatp_kernels.integrations.transformers.rope_deltas import RopeDeltas
 from adatp_kernels.integrations.transformers.support import (
+    check_attention,
     check_decoder,
     check_not_compiled,
     stages_from,
@@ -121,12 +122,12 @@ class Acceleration(NotCopied):
         decoder = self._family.decoder(model)
         self._layers: list[Any] = list(decoder.layers)
         check_decoder(decoder)
+        self._text_config = text = decoder.config
         if _MARK in vars(self._base):
             raise RuntimeError("model: it is accelerated already; remove() that first")
         layers = stages_from(self._family.first_stage(model), config, len(self._layers))
         if layers != config.stage_layers(len(self._layers)):
             config = dataclasses.replace(config, stages=layers)
-        text = decoder.config
         head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
         self._pruner = AdaTPPruner(
             config,
@@ -272,10 +273,12 @@ class Acceleration(NotCopied):
             visuals = self._find_visuals(arguments)
         if visuals is None:
             if self._served.begin(cache_of(arguments)):
+                check_attention(self._text_config)
                 self._watch.around = PrunedMasks(self._watch).run_layer
             return
         if self._base.training:
             raise RuntimeError("model: accelerate prunes at inference only; call model.eval() first")
+        check_attention(self._text_config)  # which may be set anew at any time
         check_cache(cache_of(arguments))
         self._check_relevance()
         self._visuals = visuals

@@ -53,7 +53,12 @@ def check_decoder(decoder: Any) -> None:
         raise ValueError(
             f"model: accelerate reads the attention of each decoder layer's self_attn, which {type(strange).__name__} has not"
         )
-    name = decoder.config._attn_implementation
+    check_attention(decoder.config)
+
+
+def check_attention(config: Any) -> None:
+    """Raise unless the decoder with this `config` has an attention implementation whose masks can be cut."""
+    name = config._attn_implementation
     if name not in ("eager", "sdpa", "adatp") and "flash" not in name:
         raise ValueError(
             f"model: accelerate supports the attention implementations eager, sdpa, flash and adatp, got {name!r}"

@@ -185,6 +185,22 @@ def test_refused_models_and_arguments():
     assert not any(module._forward_pre_hooks or module._forward_hooks for module in model.modules())
 
 
+def test_an_attention_that_is_set_later_is_refused_too():
+    """Before the first layer of a prompt, and before a pruned cache is read."""
+    model, inputs = llava_onevision(), prompt()
+    padded = {**inputs, "attention_mask": inputs["attention_mask"].clone()}
+    padded["attention_mask"][0, 1] = 0
+    with adatp.accelerate(model, CONFIG):
+        sequences, _, cache = generate(model, padded, max_new_tokens=1)
+        model.set_attn_implementation({"text_config": "flex_attention"})
+        mask = torch.nn.functional.pad(padded["attention_mask"], (0, 1), value=1)
+        for given in (inputs, {"input_ids": sequences[:, -1:], "attention_mask": mask, "past_key_values": cache}):
+            with pytest.raises(ValueError, match=r"model: accelerate supports .*got 'flex_attention'"), torch.no_grad():
+                model(**given)
+        model.set_attn_implementation({"text_config": "sdpa"})
+        generate(model, inputs, max_new_tokens=1)  # nothing of it stays
+
+
 def test_attention_that_was_not_seen_is_an_error():
     """A compiled model, or an attention module of its own making, would otherwise just not be pruned."""
     model, inputs = llava_onevision(), prompt()
