@@ -95,6 +95,11 @@ def visual_flops(tokens: float, *, hidden_size: int, key_width: int, mlp_width: 
         ``h_kv·d``: key-value heads times head dimension.
     mlp_width : int
         D', the width of the gated MLP.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If an argument is no such number.
     """
     return layer_flops(
         number("tokens", tokens, low=0.0),

@@ -42,6 +42,11 @@ def save_prior(prior: Tensor, path: str | Path, about: dict[str, str] | None = N
     path : str or Path
     about : dict of str to str, optional
         What it was made of; the file's metadata.
+
+    Raises
+    ------
+    TypeError, ValueError
+        If `prior` is no such tensor.
     """
     from safetensors.torch import save_file
 

@@ -166,7 +166,7 @@ class Schedule:
         at_low, at_high = self.totals(low), self.totals(high)
         if self.flops_ratio(at_high) <= target:
             return high
-        if self.flops_ratio(at_low) > target:  # one token a stage, but within the tolerance
+        if self.flops_ratio(at_low) > target:  # by the one token a stage
             return low
         return self._bisect(target, at_low, at_high)
 

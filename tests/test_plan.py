@@ -124,6 +124,13 @@ def test_a_solved_schedule_keeps_at_least_one_token():
     assert plan.stages[0].total == 1
 
 
+def test_few_tokens_keep_one_whatever_it_costs():
+    """That is no reason to refuse; what it costs is said."""
+    plan = plan_of(AdaTPConfig(target_flops=0.13), 1, 2)
+    assert {stage.total for stage in plan.stages} == {1}
+    assert plan.flops_ratio > 0.5 and "0.536 of the FLOPs (target 0.130)" in plan.describe()
+
+
 def test_no_segment_grows_from_stage_to_stage():
     # Largest remainders alone share 11 out as 5, 5, 1 and 10 as 4, 4, 2.
     config = AdaTPConfig(target_flops=None, stages=(0, 1), schedule=(11 / 14, 10 / 14), spatial_dedup="off")
@@ -138,7 +145,7 @@ def test_target_of_one_prunes_nothing():
 
 
 def test_a_prompt_with_too_few_tokens_to_drop_any_passes_through():
-    # algorithm.md: "A prompt … with fewer than the plan keeps, passes through unpruned."
+    # algorithm.md: "A prompt … of which the plan drops none, passes through unpruned."
     plan = plan_of(AdaTPConfig(), 1, 1)
     assert set(plan.tokens_per_layer) == {1}
 

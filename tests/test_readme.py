@@ -134,3 +134,11 @@ def test_its_tables_are_those_of_the_comparison_that_is_on_record():
     assert len(tables) == 3  # by budget, by kind of question, with a part of the method changed
     for table in tables:
         assert table in PAGES[0]
+
+
+def test_docstrings_of_single_operations_say_what_they_take_give_and_refuse():
+    names = ("row_lse", "column_sums", "column_sums_varlen", "select", "gather", "prune")
+    operations = [getattr(adatp.ops, name) for name in names]
+    for operation in (*operations, adatp.flash_attention, adatp.flash_attention_varlen):
+        for part in ("Parameters", "Returns", "Raises"):
+            assert re.search(rf"^ *{part}\n *-+$", operation.__doc__, re.MULTILINE), (operation.__name__, part)

@@ -255,11 +255,12 @@ def test_frames_that_the_harness_takes_twice_are_told(checkpoint, clips, task, l
 
 
 def test_videos_that_the_harness_leaves_out_are_told(checkpoint, clips, task, log):
-    """Its class for Qwen2-VL takes files of three names for videos, and passes over all others."""
+    """Its class for Qwen2-VL takes files of three names for videos, and passes over all others and what it cannot open."""
     film(clips / "1.mkv", 3, 4, np.random.default_rng(2))
+    (clips / "broken.mp4").write_bytes(b"no video")
     arguments = f"pretrained={checkpoint('adatp_qwen2_vl')},{QWEN},stages=[1,3]"
-    answers_of("adatp_qwen2_vl", arguments, task(videos=("0.mp4", "1.mkv", "2.mp4")))
-    assert log[-2].startswith("WARNING adatp: 2 of 3 prompts had a video; clips: 2, of 4 / 4 / 4 frames")
+    answers_of("adatp_qwen2_vl", arguments, task(videos=("0.mp4", "1.mkv", "broken.mp4")))
+    assert log[-2].startswith("WARNING adatp: 1 of 3 prompts had a video; clips: 1, of 4 / 4 / 4 frames")
 
 
 def test_images_are_pruned_by_an_option(checkpoint, task, log):

@@ -1,5 +1,7 @@
 """accelerate leaves the model exactly as it was, whatever happens meanwhile."""
 
+import dataclasses
+
 import pytest
 import torch
 from small_models import (
@@ -27,6 +29,24 @@ def test_model_is_restored(attention):
     run.remove()
     assert_unchanged(model, before)
     assert torch.equal(generate(model, inputs, max_new_tokens=3)[1], expected)
+
+
+@pytest.mark.parametrize(
+    "refused",
+    [
+        {"config": dataclasses.replace(CONFIG, prior="nowhere.safetensors")},
+        {"config": dataclasses.replace(CONFIG, stages=(1, 15))},
+        {"config": CONFIG, "relevance": "much"},
+        {"config": CONFIG, "images": "drop"},
+    ],
+    ids=lambda given: list(given)[-1],
+)
+def test_a_refused_accelerate_leaves_the_model_as_it_was(refused):
+    model = llava_onevision()
+    before = snapshot(model)
+    with pytest.raises((TypeError, ValueError)):
+        adatp.accelerate(model, **refused)
+    assert_unchanged(model, before)
 
 
 class Stop(Exception):
