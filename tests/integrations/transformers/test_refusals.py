@@ -103,6 +103,17 @@ def test_candidates_that_come_with_the_prompt_are_refused(family, how):
         generate(model, inputs, **options)
 
 
+@pytest.mark.parametrize("family", BUILDERS)
+def test_candidates_that_come_behind_the_prompt_are_right(family):
+    model, inputs, read = build(family), family_prompt(family), []
+    with adatp.accelerate(model, FAMILY_CONFIG):
+        expected = generate(model, inputs, max_new_tokens=20)
+        model.get_input_embeddings().register_forward_hook(lambda module, args, output: read.append(args[0].shape[1]))
+        assisted = generate(model, inputs, max_new_tokens=20, prompt_lookup_num_tokens=3, max_matching_ngram_size=1)
+    assert max(read[1:]) > 1 and assisted[0].equal(expected[0])
+    assert (assisted[1] - expected[1]).abs().max() <= 1e-5
+
+
 @pytest.mark.parametrize("kept", [2, -1, torch.tensor([3])], ids=str)
 @pytest.mark.parametrize("family", BUILDERS)
 def test_chosen_logits_are_refused(family, kept):
