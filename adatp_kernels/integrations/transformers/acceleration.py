@@ -23,7 +23,7 @@ from adatp_kernels.integrations.transformers.layers import LayerWatch, eval_fram
 from adatp_kernels.integrations.transformers.methods import NotCopied
 from adatp_kernels.integrations.transformers.misplaced import MisplacedText, host_grids
 from adatp_kernels.integrations.transformers.prefill import VideoPrefill
-from adatp_kernels.integrations.transformers.relevance import by_row, check_relevance, frame_relevance, is_pair
+from adatp_kernels.integrations.transformers.relevance import by_row, check_relevance, frame_relevance
 from adatp_kernels.integrations.transformers.report import PromptRecord, Report
 from adatp_kernels.integrations.transformers.rope_deltas import RopeDeltas
 from adatp_kernels.integrations.transformers.support import (
@@ -34,6 +34,7 @@ from adatp_kernels.integrations.transformers.support import (
     tensor_parallel_group,
 )
 from adatp_kernels.integrations.transformers.tap import AttentionTap, Functions
+from adatp_kernels.integrations.transformers.token_types import TokenTypes
 from adatp_kernels.integrations.transformers.turns import Turns
 from adatp_kernels.integrations.transformers.unpruned import Unpruned
 from adatp_kernels.integrations.transformers.visuals import Visuals, find_visuals, with_images
@@ -159,7 +160,8 @@ class Acceleration(NotCopied):
         self._rope_deltas = RopeDeltas(self._base)
         self._unpruned = Unpruned(self._family, model, prune_images=self._prune_images)
         self._misplaced = MisplacedText(self._family, model)
-        within = (self._rope_deltas.within, self._unpruned.within)
+        self._token_types = TokenTypes(model, self._family, self._prunes)
+        within = (self._token_types.within, self._rope_deltas.within, self._unpruned.within)
         self._generate = GenerateWatch(model, self._family, self._turns, within)
         self._watch, self._body = LayerWatch(self._layers), LayerWatch([self._base])
         self._body.around = self._run_model
@@ -297,6 +299,7 @@ class Acceleration(NotCopied):
         if found is None:
             self._unpruned.passed(arguments)
         else:
+            self._token_types.check(arguments)
             self._misplaced.look(known, self._generate.given(arguments))
         return found
 
@@ -305,16 +308,7 @@ class Acceleration(NotCopied):
         return self._family.has_video(arguments) or (self._prune_images and self._family.has_images(arguments))
 
     def _check_relevance(self) -> None:
-        check_relevance(self.relevance, self.question)
-        if not self._family.shows_frames and is_pair(self.relevance):
-            raise ValueError(
-                f"relevance: a SiglipModel needs the frames' pixels, which {self._family.model_type} does not show; give one score "
-                "per frame"
-            )
-        if self._prune_images and is_pair(self.relevance):
-            raise ValueError(
-                'relevance: a SiglipModel sees the frames of videos alone; with images="prune" give one score per frame'
-            )
+        check_relevance(self.relevance, self.question, self._family, prune_images=self._prune_images)
 
     def _check_mode(self, arguments: dict[str, Any]) -> None:
         """Refuse ways of generating that would let tokens of the answer choose what is kept of the video."""

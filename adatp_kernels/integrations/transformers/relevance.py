@@ -8,15 +8,25 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from adatp_kernels.integrations.transformers.families.base import Family
 
-def check_relevance(relevance: Any, question: str | list[str] | None) -> None:
-    """Raise unless `relevance` is None, per-frame scores, or a pair of a SiglipModel and its tokenizer."""
+
+def check_relevance(relevance: Any, question: str | list[str] | None, family: Family, *, prune_images: bool) -> None:
+    """Raise unless `relevance` is None, per-frame scores, or a pair of a SiglipModel and its tokenizer that sees all frames."""
     if relevance is None or isinstance(relevance, Tensor) or _is_numbers(relevance):
         return
     if not isinstance(relevance, tuple) or len(relevance) != 2:
         raise TypeError(
             "relevance: expected None, one score per frame (a tensor or a list of numbers), or a pair (SiglipModel, "
             f"tokenizer); got {type(relevance).__name__}"
+        )
+    if not family.shows_frames:
+        raise ValueError(
+            f"relevance: a SiglipModel needs the frames' pixels, which {family.model_type} does not show; give one score per frame"
+        )
+    if prune_images:
+        raise ValueError(
+            'relevance: a SiglipModel sees the frames of videos alone; with images="prune" give one score per frame'
         )
     siglip, tokenizer = relevance
     if not all(hasattr(siglip, name) for name in ("get_image_features", "get_text_features")):
@@ -35,7 +45,7 @@ def _is_numbers(value: Any) -> bool:
     return isinstance(value, (list, tuple)) and len(value) > 0 and all(isinstance(item, (int, float)) for item in value)
 
 
-def is_pair(relevance: Any) -> bool:
+def _is_pair(relevance: Any) -> bool:
     """Whether relevance is to be found out by a model and its tokenizer."""
     return isinstance(relevance, tuple) and not _is_numbers(relevance)
 
@@ -74,7 +84,7 @@ def frame_relevance(
     """
     if relevance is None:
         return [None] * len(frames)
-    if is_pair(relevance):
+    if _is_pair(relevance):
         texts = question if isinstance(question, list) else [question or ""] * len(frames)
         if len(texts) == len(frames):
             copies = 1

@@ -138,7 +138,9 @@ def test_a_cache_of_two_turns(family):
         first = again(model, sequences, cache)
         try:
             longer, _, held = second(model, sequences, copy.deepcopy(cache))
-        except StopIteration:
+        except ValueError as error:
+            if not isinstance(error.__cause__, StopIteration):
+                raise
             pytest.skip("this version of transformers cannot place a second video, pruned or not")
         expected = again(model, longer, held)
         generate(model, TEXT, max_new_tokens=1)
