@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import inspect
 from collections.abc import Callable
 from types import TracebackType
 from typing import Any
@@ -19,7 +18,7 @@ from adatp_kernels.integrations.transformers.cache import PrunedMasks, Served, c
 from adatp_kernels.integrations.transformers.encodings import EncodingWatch
 from adatp_kernels.integrations.transformers.generation import GenerateWatch
 from adatp_kernels.integrations.transformers.head import watch_head
-from adatp_kernels.integrations.transformers.layers import LayerWatch, eval_frame_callback
+from adatp_kernels.integrations.transformers.layers import LayerWatch, eval_frame_callback, positional_names
 from adatp_kernels.integrations.transformers.methods import NotCopied
 from adatp_kernels.integrations.transformers.misplaced import MisplacedText, host_grids
 from adatp_kernels.integrations.transformers.prefill import VideoPrefill
@@ -138,12 +137,7 @@ class Acceleration(NotCopied):
             mlp_width=text.intermediate_size,
             group=tensor_parallel_group(model),
         )
-        # The names of what comes without one; what has a name needs no looking up.
-        self._positional = [
-            name
-            for name, parameter in inspect.signature(self._base.forward).parameters.items()
-            if parameter.kind is parameter.POSITIONAL_OR_KEYWORD
-        ]
+        self._positional = positional_names(self._base)
         self._prefill: VideoPrefill | None = None  # the video prompt that is passing through the decoder
         self._last: PromptRecord | None = None  # of the last one that did
         self._visuals: list[Visuals] = []  # of its rows

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -20,18 +20,44 @@ class _Carrying(DynamicLayer):
     served : bool
         Whether it may be read: always, but for the first of layers that hold different columns, which needs an acceleration around
         the forward that reads it.
+    dropped : int
+        How many tokens are counted of which no layer holds anything, nor has a mask a column. Positions go on from the length
+        with them, masks are sized without.
     """
 
     keys: Any
     values: Any
     rope_deltas: tuple[tuple[int, Tensor], ...] = ()
     served = True
+    dropped = 0
+
+    def mask_length(self) -> int:
+        """Columns that a mask has for what the layer accounts for."""
+        return super().get_seq_length()
+
+    def get_seq_length(self) -> int:
+        return self.mask_length() + self.dropped
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        return self.mask_length() + query_length, self.dropped
+
+    @property
+    def is_croppable(self) -> bool:
+        return not self.dropped
+
+    def crop(self, tokens_to_remove: int) -> None:
+        self._check_crop(tokens_to_remove)
+        super().crop(tokens_to_remove)
+
+    def _check_crop(self, tokens_to_remove: int) -> None:
+        if self.dropped and tokens_to_remove != 0:
+            raise ValueError("compact_cache: a cache that was compacted cannot be cropped; use compact_cache=False")
 
     def reset(self) -> None:
         # Emptied: older versions of transformers leave as many zeros, which would be attended to.
         self.keys = self.values = None
         self.is_initialized = False
-        self.rope_deltas, self.served = (), True
+        self.rope_deltas, self.served, self.dropped = (), True, 0
 
     def update(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         if not self.served:
@@ -92,15 +118,16 @@ class PrunedLayer(_Carrying):
         new.__dict__.update(layer.__dict__, columns=columns, covered=covered)
         return new
 
-    def get_seq_length(self) -> int:
-        return self.covered + super().get_seq_length() - self.columns.shape[1]
+    def mask_length(self) -> int:
+        return self.covered + super().mask_length() - self.columns.shape[1]
 
     def reset(self) -> None:
         super().reset()
         self.columns, self.covered = self.columns[:, :0], 0
 
     def crop(self, tokens_to_remove: int) -> None:
-        length = self.get_seq_length()
+        self._check_crop(tokens_to_remove)
+        length = self.mask_length()
         if tokens_to_remove > 0:
             # Until 5.18 the length that is to be left, which an empty layer has already; newer versions say that it is refused.
             DynamicLayer().crop(tokens_to_remove)
@@ -133,21 +160,7 @@ class PrunedLayer(_Carrying):
 
 
 class CompactedLayer(_Carrying):
-    """A cache layer of a cache from all of whose layers the same tokens were dropped.
-
-    Positions of new tokens are counted from its logical length, masks are sized from the physical one.
-
-    Attributes
-    ----------
-    dropped : int
-        Logical minus physical length.
-    """
-
-    is_croppable = False
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.dropped = 0
+    """A cache layer of a cache from all of whose layers the same tokens were `dropped`."""
 
     @classmethod
     def of(cls, layer: DynamicLayer, dropped: int) -> CompactedLayer:
@@ -156,20 +169,6 @@ class CompactedLayer(_Carrying):
         new.__dict__.update(layer.__dict__)
         new.dropped += dropped
         return new
-
-    def get_seq_length(self) -> int:
-        return super().get_seq_length() + self.dropped
-
-    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
-        return super().get_seq_length() + query_length, self.dropped
-
-    def reset(self) -> None:
-        super().reset()
-        self.dropped = 0
-
-    def crop(self, tokens_to_remove: int) -> None:
-        if tokens_to_remove != 0:
-            raise ValueError("compact_cache: a cache that was compacted cannot be cropped; use compact_cache=False")
 
 
 def take_columns(mask: Tensor, columns: Tensor) -> Tensor:
@@ -248,6 +247,7 @@ class Served:
         """Let `cache` be read by the forward that begins; returns whether its layers hold different columns."""
         layers = getattr(cache, "layers", ())
         if not layers or getattr(layers[0], "served", True):
+            _check_plain(layers)
             return False
         self._first = layers[0]
         self._first.served = True
@@ -257,6 +257,19 @@ class Served:
         """After the forward."""
         if self._first is not None:
             self._first.served, self._first = False, None
+
+
+def _check_plain(layers: Sequence[Any]) -> None:
+    """Refuse a cache that somebody made of the keys and values of a pruned one: what they stand for is lost."""
+    first: Any = layers[0] if layers else None
+    last: Any = layers[-1] if layers else None
+    if type(last) is DynamicLayer and type(first) is DynamicLayer and first.is_initialized and last.is_initialized:
+        lengths = first.keys.shape[2], last.keys.shape[2]
+        if lengths[0] != lengths[1]:
+            raise ValueError(
+                f"past_key_values: expected layers of one length, got {lengths[0]} and {lengths[1]} tokens in the first and the last, as "
+                "a pruned prompt leaves them, in a cache that does not say which; copy or pickle the cache itself"
+            )
 
 
 def check_cache(cache: Any) -> None:

@@ -144,6 +144,8 @@ def _check_given(family: Family, arguments: dict[str, Any]) -> None:
 
 
 def _option(model: Any, arguments: dict[str, Any], name: str) -> Any:
-    """An option of a `generate` with these `arguments`, as given, or as configured."""
-    config = arguments.get("generation_config") or getattr(model, "generation_config", None)
-    return arguments.get(name, getattr(config, name, None))
+    """An option of a `generate` with these `arguments`: as given, or as configured with it, or else on the model."""
+    if name in arguments:
+        return arguments[name]
+    value = getattr(arguments.get("generation_config"), name, None)
+    return getattr(getattr(model, "generation_config", None), name, None) if value is None else value

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from adatp_kernels.integrations.transformers.layers import LayerWatch
+from adatp_kernels.integrations.transformers.layers import LayerWatch, positional_names
 
 
 def watch_head(model: nn.Module, base: nn.Module, prunes: Callable[[dict[str, Any]], bool]) -> LayerWatch:
@@ -20,10 +20,13 @@ def watch_head(model: nn.Module, base: nn.Module, prunes: Callable[[dict[str, An
         Whether something is pruned of a prompt with these arguments.
     """
 
+    names = positional_names(model)
+
     def run(_: int, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        labels, kept = kwargs.get("labels"), kwargs.get("logits_to_keep", 0)
+        arguments = {**dict(zip(names, args, strict=False)), **kwargs} if args else kwargs
+        labels, kept = arguments.get("labels"), arguments.get("logits_to_keep", 0)
         number = isinstance(kept, int) and kept in (0, 1)
-        if (number and labels is None) or not prunes(kwargs):
+        if (number and labels is None) or not prunes(arguments):
             return forward(*args, **kwargs)
         if not number:
             raise ValueError(
@@ -31,7 +34,7 @@ def watch_head(model: nn.Module, base: nn.Module, prunes: Callable[[dict[str, An
                 "decoding (assistant_model, prompt_lookup_num_tokens), which asks for more, is not supported"
             )
         raise ValueError(
-            f"labels: expected None with a prompt that is pruned, of which fewer logits come back, got {list(kwargs['labels'].shape)}; "
+            f"labels: expected None with a prompt that is pruned, of which fewer logits come back, got {list(arguments['labels'].shape)}; "
             "remove() the acceleration for a loss"
         )
 

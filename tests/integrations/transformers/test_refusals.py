@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import inspect
 
 import pytest
 import torch
@@ -144,6 +145,9 @@ def test_chunked_prefill_is_refused(size, score):
         model.generation_config.prefill_chunk_size = size
         with pytest.raises(ValueError, match=message):
             generate(model, inputs)
+        with pytest.raises(ValueError, match=message):  # where the one that comes says nothing
+            generate(model, inputs, generation_config=GenerationConfig(max_new_tokens=2))
+        assert generate(model, inputs, max_new_tokens=1, prefill_chunk_size=None)
         model.generation_config.prefill_chunk_size = None
         generate(model, inputs, max_new_tokens=1)  # nothing of it stays
 
@@ -291,6 +295,11 @@ def test_labels_are_refused_where_logits_come_back_shorter(family):
             hook = run._layers[0].register_forward_pre_hook(lambda *_: ran.append(0))
             with pytest.raises(ValueError, match=r"labels: expected None with a prompt that is pruned.*got \[1, \d+\]"):
                 model(**inputs, labels=inputs["input_ids"])
+            with pytest.raises(ValueError, match=r"labels: expected None with a prompt that is pruned.*got \[1, \d+\]"):
+                names = list(inspect.signature(type(model).forward).parameters)[1:]
+                by_place = names[: names.index("labels")]
+                rest = {name: value for name, value in inputs.items() if name not in by_place}
+                model(*[inputs.get(name) for name in by_place], inputs["input_ids"], **rest)
             assert not ran
             assert model(**text, labels=text["input_ids"]).loss.equal(of_text)
             model(**inputs)
