@@ -49,8 +49,6 @@ class MisplacedText:
                 side = self._vision.spatial_merge_size
                 begins, right = text_behind(self._base, [4, side, side], 1.0)
                 self._tried = method, begins == right
-                if begins == right:
-                    return
             begins, right = text_behind(self._base, grid, seconds)
             if begins != right:
                 self._quiet = True

@@ -102,22 +102,29 @@ def test_positions_of_the_users_own_are_not_told(family):
     assert told(model, lambda model: ask(model, {**inputs, "position_ids": right}, "forward")) == []
 
 
-@pytest.mark.parametrize("by_ids", [False, True])
-def test_a_version_that_is_right_is_not_told(by_ids, monkeypatch):
-    """Nor one that tells videos by their ids, as transformers 4 does, of which only that is asked."""
+def test_a_version_that_is_right_is_not_told(monkeypatch):
     model, inputs = build("qwen2_vl"), prompt("qwen2_vl", frames=9)
-    base = type(model.model)
-    original = base.get_rope_index
+    original = type(model.model).get_rope_index
 
     def mended(self, input_ids, mm_token_type_ids, **rest):
         given = {"input_ids": input_ids, "mm_token_type_ids": mm_token_type_ids, **rest}
         return _place(functools.partial(original, self), (), given)
 
-    def by_their_ids(self, input_ids, **rest):
-        return mended(self, input_ids, **rest)
-
-    monkeypatch.setattr(base, "get_rope_index", by_their_ids if by_ids else mended)
+    monkeypatch.setattr(type(model.model), "get_rope_index", mended)
     assert told(model, lambda model: ask(model, inputs)) == []
+
+
+def test_a_version_that_tells_videos_by_their_ids_is_not_asked(monkeypatch):
+    """Such as transformers 4, which is right."""
+    model, inputs = build("qwen2_vl"), prompt("qwen2_vl", frames=9)
+
+    def by_ids(self, input_ids, image_grid_thw=None, video_grid_thw=None, attention_mask=None):
+        raise AssertionError
+
+    monkeypatch.setattr(type(model.model), "get_rope_index", by_ids)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        MisplacedText(families.find(model), model).look(inputs, inputs)
 
 
 def test_fractions_of_seconds_are_told_as_this_version_counts_them():
@@ -148,13 +155,19 @@ def test_a_warning_that_is_an_error_leaves_all_in_order():
         assert generate(model, inputs, max_new_tokens=2)[1].equal(again)
 
 
-def test_sizes_are_read_once():
+def test_sizes_are_brought_to_the_host_once():
+    class Elsewhere(torch.Tensor):
+        is_cpu = False
+
+        def cpu(self):
+            return grids
+
     grids = torch.tensor([[9, 4, 4]])
-    arguments = {"video_grid_thw": grids}
-    assert host_grids(arguments) is arguments and host_grids({}) == {}
-    elsewhere = {"video_grid_thw": grids.to("meta"), "other": 1}
-    with pytest.raises(NotImplementedError):  # as it is copied, of which a meta tensor has nothing
-        host_grids(elsewhere)
+    arguments = {"video_grid_thw": grids, "other": 1}
+    assert host_grids(arguments) is arguments and host_grids({"other": 1}) == {"other": 1}
+    elsewhere = {**arguments, "video_grid_thw": grids.as_subclass(Elsewhere)}
+    assert host_grids(elsewhere)["video_grid_thw"] is grids and host_grids(elsewhere).keys() == arguments.keys()
+    assert elsewhere["video_grid_thw"] is not grids  # what the caller gave is left as it was
 
 
 def test_nothing_is_read_where_nothing_can_be_told():
@@ -171,6 +184,9 @@ def test_nothing_is_read_where_nothing_can_be_told():
     model, inputs = build("qwen2_vl"), prompt("qwen2_vl", frames=9)
     with adatp.mrope_positions(model):
         mine = look(model)
+        mine.look(inputs, inputs)
+        mine.look(Unread(), Unread())
+    with adatp.mrope_positions(model):  # anew
         mine.look(inputs, inputs)
         mine.look(Unread(), Unread())
     with pytest.warns(UserWarning, match="mrope_positions:"):
