@@ -7,6 +7,7 @@ import re
 import shlex
 import subprocess
 import sys
+import warnings
 from pathlib import Path
 
 import pytest
@@ -45,6 +46,7 @@ FED = {
     "adatp_qwen3_vl": (12, 9),
     "adatp_internvl": (6, 3),
 }
+PLACED = ("adatp_qwen2_vl", "adatp_qwen2_5_vl")
 QUESTIONS = ("w20 w21 w22", "w30 w31", "w40 w41 w42 w43")
 TASK = """
 task: {task}
@@ -70,10 +72,10 @@ def picture(doc):
 """
 
 
-def film(path, shots, each, random):
+def film(path, shots, each, random, rate=8):
     """A clip of so many still shots of `each` so many frames; without loss, so that the frames of a shot stay the same."""
     with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=8)
+        stream = container.add_stream("libx264", rate=rate)
         stream.width = stream.height = 112
         stream.pix_fmt, stream.options = "yuv420p", {"qp": "0"}
         for picture in np.kron(random.integers(0, 256, (shots, 7, 7, 3)), np.ones((1, 16, 16, 1))).astype(np.uint8):
@@ -228,7 +230,9 @@ def test_every_family(name, checkpoint, task, log, monkeypatch):
     dense = answers_of(theirs, arguments, folder)
     assert all(dense)
     arguments += f",stages={stages}"
-    assert answers_of(name, f"{arguments},target_flops=1,spatial_dedup=off", folder) == dense
+    # The harness reads the question behind a video where the installed transformers puts it.
+    whole = arguments + (",positions=transformers" if name in PLACED else "") + ",target_flops=1,spatial_dedup=off"
+    assert answers_of(name, whole, folder) == dense
     assert "1.000 of the FLOPs" in log[-1]
     frames, same = FED[name]
     assert log[-2].startswith(
@@ -263,6 +267,35 @@ def test_videos_that_the_harness_leaves_out_are_told(checkpoint, clips, task, lo
     assert log[-2].startswith("WARNING adatp: 1 of 3 prompts had a video; clips: 1, of 4 / 4 / 4 frames")
 
 
+@pytest.mark.parametrize("name", PLACED)
+def test_the_question_is_read_where_the_model_was_trained_to(name, checkpoint, task, tmp_path):
+    """By default; in clips of twelve seconds, six frames of four by four tokens, time outruns space."""
+    _, arguments, stages = FAMILIES[name]
+    arguments = f"pretrained={checkpoint(name)},{arguments},stages={stages},target_flops=1,spatial_dedup=off"
+    film(tmp_path / "slow.mp4", 3, 4, np.random.default_rng(0), rate=1)
+    folder = task(videos=[tmp_path / "slow.mp4"] * 3)
+    models.get_model(name)  # when they are imported, modules of the harness silence all warnings
+    with pytest.warns(UserWarning, match=r"mrope_positions: .* was trained to read it"):
+        plain = answers_of(name, f"{arguments},positions=transformers", folder)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        placed = answers_of(name, arguments, folder)
+    assert not [warning for warning in caught if "mrope_positions" in str(warning.message)]
+    assert placed == answers_of(name, f"{arguments},positions=trained", folder) != plain
+
+
+@pytest.mark.parametrize("name", PLACED)
+def test_positions_are_checked_before_anything_is_loaded(name):
+    with pytest.raises(ValueError, match=r"positions: expected one of \['trained', 'transformers'\], got 'old'"):
+        models.get_model(name).create_from_arg_string("pretrained=nowhere,positions=old")
+
+
+@pytest.mark.parametrize("name", sorted(set(FAMILIES) - set(PLACED)))
+def test_positions_are_refused_where_there_is_no_choice(name):
+    with pytest.raises(ValueError, match="positions: no such model argument"):
+        models.get_model(name).create_from_arg_string("pretrained=nowhere,positions=transformers")
+
+
 def test_images_are_pruned_by_an_option(checkpoint, task, log):
     folder = task("pictures", "picture")
     arguments = f"pretrained={checkpoint('adatp_llava_onevision')},stages=[1,3],target_flops=0.5"
@@ -286,11 +319,14 @@ def test_loglikelihood_is_refused(checkpoint):
         model.loglikelihood([])
 
 
-def test_the_model_is_left_when_all_answers_are_there(checkpoint):
-    arguments = f"pretrained={checkpoint('adatp_llava_onevision')},stages=[1,3],device=cpu"
-    model = models.get_model("adatp_llava_onevision").create_from_arg_string(arguments)
+@pytest.mark.parametrize("name", ["adatp_llava_onevision", "adatp_qwen2_vl"])
+def test_the_model_is_left_when_all_answers_are_there(name, checkpoint):
+    arguments = f"pretrained={checkpoint(name)},stages=[1,3],device=cpu,device_map=cpu"
+    model = models.get_model(name).create_from_arg_string(arguments)
     inner = model.model
+    assert ("get_rope_index" in vars(inner.model)) == (name in PLACED)
     model.clean()
+    assert "get_rope_index" not in vars(inner.model)
     adatp.accelerate(inner, adatp.AdaTPConfig(stages=(1, 3))).remove()  # it is accelerated no more
     assert not [value for value in vars(model).values() if isinstance(value, (torch.nn.Module, adatp.Acceleration))]
 
