@@ -15,6 +15,7 @@ from adatp_kernels.config import AdaTPConfig
 from adatp_kernels.errors import choice
 from adatp_kernels.integrations.transformers import families
 from adatp_kernels.integrations.transformers.cache import PrunedMasks, Served, cache_of, check_cache
+from adatp_kernels.integrations.transformers.causal import check_causal
 from adatp_kernels.integrations.transformers.encodings import EncodingWatch
 from adatp_kernels.integrations.transformers.generation import GenerateWatch
 from adatp_kernels.integrations.transformers.head import watch_head
@@ -122,6 +123,7 @@ class Acceleration(NotCopied):
         decoder = self._family.decoder(model)
         self._layers: list[Any] = list(decoder.layers)
         check_decoder(decoder)
+        check_causal(model, decoder)
         self._text_config = text = decoder.config
         if _MARK in vars(self._base):
             raise RuntimeError("model: it is accelerated already; remove() that first")

@@ -19,6 +19,7 @@ from adatp_kernels.integrations.transformers.cache import (
     take_columns,
     take_rows,
 )
+from adatp_kernels.integrations.transformers.causal import check_causal_mask
 from adatp_kernels.integrations.transformers.packed import check_not_packed, text_positions
 from adatp_kernels.integrations.transformers.report import PhaseClock, PromptRecord
 from adatp_kernels.integrations.transformers.rotary import OtherRotaries, dims_of, parts_of
@@ -146,6 +147,7 @@ class VideoPrefill:
         self._device: torch.device | None = None  # where state, cos and sin were brought together
         self.clock = PhaseClock(hidden.device)
         layouts = [row.layout for row in self.visuals]
+        check_causal_mask(kwargs.get("attention_mask"), max(layout.key_range[0] for layout in layouts), self.past)
         segments = [self._segments(row, frames) for row, frames in zip(self.visuals, features, strict=True)]
         length, device = hidden.shape[1], hidden.device
         if _alike(layouts, segments, relevance, self.padding, self.whole):

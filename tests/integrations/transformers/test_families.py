@@ -304,3 +304,15 @@ def test_frames_of_different_sizes():
     assert report.layout.frame.bincount().tolist() == [CELLS] * 3 + [2 * CELLS] * 2
     assert report.segments == (0, 1, 2, 3, 4)
     assert (logits - masked("qwen2_vl", inputs, report.survivors, max_new_tokens=3)[1]).abs().max() <= TOLERANCE
+
+
+@pytest.mark.parametrize("family", BUILDERS)
+def test_the_inner_module_may_be_accelerated(family):
+    """Prompts that come by the outer model are pruned alike."""
+    model, kept, logits = build(family), [], []
+    for accelerated in (model, model.model):
+        with adatp.accelerate(accelerated, CONFIG) as run:
+            logits.append(generate(model, prompt(family), max_new_tokens=2)[1])
+            kept.append(run.report().survivors)
+    assert logits[0].equal(logits[1])
+    assert all(one.equal(other) for (_, one), (_, other) in zip(*kept, strict=True))
