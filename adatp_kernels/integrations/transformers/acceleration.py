@@ -254,6 +254,7 @@ class Acceleration(NotCopied):
             self._find_prompt(args, kwargs)
         except BaseException:
             self._rope_deltas.end()
+            self._forget()
             self._turns.end_forward()
             raise
         return True

@@ -7,6 +7,7 @@ import pytest
 import torch
 from family_models import batch_of, build, prompt
 from masked_reference import TOLERANCE, generate
+from transformers import DynamicCache
 
 import adatp_kernels as adatp
 
@@ -121,3 +122,26 @@ def test_a_compacted_turn_and_then_one_that_is_not():
         generate(model, next_turn(longer, torch.ones_like(longer), held), max_new_tokens=2)
     with pytest.raises(ValueError, match="past_key_values"):
         generate(model, next_turn(longer, torch.ones_like(longer), held), max_new_tokens=1)
+
+
+@pytest.mark.parametrize("refused", ["a video", "a question"])
+def test_what_was_refused_at_its_beginning_leaves_nothing(refused):
+    """Neither the prompt that was not pruned, nor a cache that was about to be read."""
+    model = build(FAMILY)
+    text = {"input_ids": torch.tensor([[1, 5, 6, 7]]), "attention_mask": torch.ones(1, 4, dtype=torch.long)}
+    with adatp.accelerate(model, CONFIG):
+        sequences, _, cache = generate(model, prompt(FAMILY), max_new_tokens=3)
+        inputs = next_turn(sequences, torch.ones_like(sequences), cache)
+        expected = generate(model, {**inputs, "past_key_values": copy.deepcopy(cache)}, max_new_tokens=2)[1]
+        of_text = generate(model, text, max_new_tokens=2)[1]
+        if refused == "a video":
+            rebuilt = DynamicCache([(layer.keys, layer.values) for layer in cache.layers])
+            with torch.no_grad(), pytest.raises(ValueError, match="past_key_values: expected layers of one length"):
+                model(**{**prompt(FAMILY), "attention_mask": None}, past_key_values=rebuilt)
+        else:
+            model.model.language_model.config._attn_implementation = "flex_attention"
+            with pytest.raises(ValueError, match="flex_attention"):
+                generate(model, inputs, max_new_tokens=2)
+            model.model.language_model.config._attn_implementation = "sdpa"
+        assert generate(model, text, max_new_tokens=2)[1].equal(of_text)
+        assert generate(model, inputs, max_new_tokens=2)[1].equal(expected)
