@@ -19,8 +19,8 @@ from adatp_kernels.integrations.transformers.causal import check_causal
 from adatp_kernels.integrations.transformers.encodings import EncodingWatch
 from adatp_kernels.integrations.transformers.generation import GenerateWatch
 from adatp_kernels.integrations.transformers.head import watch_head
-from adatp_kernels.integrations.transformers.layers import LayerWatch, eval_frame_callback, positional_names
-from adatp_kernels.integrations.transformers.methods import NotCopied
+from adatp_kernels.integrations.transformers.layers import LayerWatch, eval_frame_callback
+from adatp_kernels.integrations.transformers.methods import NotCopied, positional_names
 from adatp_kernels.integrations.transformers.misplaced import MisplacedText, host_grids
 from adatp_kernels.integrations.transformers.prefill import VideoPrefill
 from adatp_kernels.integrations.transformers.relevance import by_row, check_relevance, frame_relevance
@@ -139,7 +139,7 @@ class Acceleration(NotCopied):
             mlp_width=text.intermediate_size,
             group=tensor_parallel_group(model),
         )
-        self._positional = positional_names(self._base)
+        self._positional = positional_names(self._base.forward)
         self._prefill: VideoPrefill | None = None  # the video prompt that is passing through the decoder
         self._last: PromptRecord | None = None  # of the last one that did
         self._visuals: list[Visuals] = []  # of its rows
@@ -383,7 +383,9 @@ class Acceleration(NotCopied):
         self._forget()
         self._encodings.forget()
         self._turns.end_forward()
-        if prefill is not None and output is not None:  # None: the forward raised
+        if prefill is not None and output is None:  # the forward raised
+            prefill.give_up()
+        elif prefill is not None:
             self._last = prefill.finish()
             self._rope_deltas.keep(prefill, rope_deltas)
 

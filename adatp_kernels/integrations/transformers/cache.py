@@ -23,6 +23,8 @@ class _Carrying(DynamicLayer):
     dropped : int
         How many tokens are counted of which no layer holds anything, nor has a mask a column. Positions go on from the length
         with them, masks are sized without.
+    interrupted : bool
+        Whether a forward was interrupted when it had dropped tokens, so that nothing says which are here.
     """
 
     keys: Any
@@ -30,6 +32,7 @@ class _Carrying(DynamicLayer):
     rope_deltas: tuple[tuple[int, Tensor], ...] = ()
     served = True
     dropped = 0
+    interrupted = False
 
     def mask_length(self) -> int:
         """Columns that a mask has for what the layer accounts for."""
@@ -57,13 +60,18 @@ class _Carrying(DynamicLayer):
         # Emptied: older versions of transformers leave as many zeros, which would be attended to.
         self.keys = self.values = None
         self.is_initialized = False
-        self.rope_deltas, self.served, self.dropped = (), True, 0
+        self.rope_deltas, self.served, self.dropped, self.interrupted = (), True, 0, False
 
     def update(self, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
         if not self.served:
             raise ValueError(
                 "past_key_values: expected to be read by an accelerated model, as layers of this cache hold different parts of a pruned "
                 "prompt, got a model without acceleration; ask before remove(), or accelerate it again"
+            )
+        if self.interrupted:
+            raise ValueError(
+                "past_key_values: expected a cache whose prompts were read to their end, got one that an interrupted forward left in the "
+                "middle of pruning; begin with a new one"
             )
         return super().update(*args, **kwargs)
 

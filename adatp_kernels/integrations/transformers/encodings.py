@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -13,7 +12,7 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from transformers.utils import ModelOutput
 
 from adatp_kernels.integrations.transformers.families.base import Family
-from adatp_kernels.integrations.transformers.methods import MethodWatch, NotCopied
+from adatp_kernels.integrations.transformers.methods import MethodWatch, NotCopied, positional_names
 from adatp_kernels.integrations.transformers.turns import Turns
 
 
@@ -39,7 +38,9 @@ class EncodingWatch(NotCopied):
         self._method, self._handle = None, None
         tower = family.vision_tower(model)
         if tower is not None:
-            self._method = MethodWatch(family.base(model), f"get_{family.modality}_features", self._run)
+            name = f"get_{family.modality}_features"
+            self._names = positional_names(getattr(family.base(model), name, lambda: None))
+            self._method = MethodWatch(family.base(model), name, self._run)
             self._handle = tower.register_forward_hook(self._after_tower, with_kwargs=True)
 
     def forget(self) -> None:
@@ -71,7 +72,7 @@ class EncodingWatch(NotCopied):
         self.forget()
 
     def _run(self, encode: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        self._begin(encode, args, kwargs)
+        self._begin(args, kwargs)
         output = None
         try:
             output = encode(*args, **kwargs)
@@ -80,8 +81,8 @@ class EncodingWatch(NotCopied):
         return output
 
     @torch.compiler.disable
-    def _begin(self, encode: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        self._here.arguments = inspect.signature(encode).bind_partial(*args, **kwargs).arguments if args else kwargs
+    def _begin(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        self._here.arguments = {**dict(zip(self._names, args, strict=False)), **kwargs} if args else kwargs
         self._here.seen = {}
 
     @torch.compiler.disable

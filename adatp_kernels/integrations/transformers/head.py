@@ -7,7 +7,8 @@ from typing import Any
 
 from torch import nn
 
-from adatp_kernels.integrations.transformers.layers import LayerWatch, positional_names
+from adatp_kernels.integrations.transformers.layers import LayerWatch
+from adatp_kernels.integrations.transformers.methods import positional_names
 
 
 def watch_head(model: nn.Module, base: nn.Module, prunes: Callable[[dict[str, Any]], bool]) -> LayerWatch:
@@ -20,7 +21,7 @@ def watch_head(model: nn.Module, base: nn.Module, prunes: Callable[[dict[str, An
         Whether something is pruned of a prompt with these arguments.
     """
 
-    names = positional_names(model)
+    names = positional_names(model.forward)
 
     def run(_: int, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         arguments = {**dict(zip(names, args, strict=False)), **kwargs} if args else kwargs

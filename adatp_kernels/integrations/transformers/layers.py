@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import copy
 import functools
-import inspect
 from collections.abc import Callable
 from typing import Any
 
@@ -94,9 +93,3 @@ class _Watched:
 
 def _passed(forward: Callable[..., Any]) -> Callable[..., Any]:
     return forward
-
-
-def positional_names(module: nn.Module) -> list[str]:
-    """The names of the arguments of the module's forward that may come without one."""
-    parameters = inspect.signature(module.forward).parameters.items()
-    return [name for name, parameter in parameters if parameter.kind is parameter.POSITIONAL_OR_KEYWORD]

@@ -274,6 +274,14 @@ class VideoPrefill:
             backends=last_used(),
         )
 
+    def give_up(self) -> None:
+        """The forward was interrupted: if tokens were dropped already, nobody can tell what the cache holds."""
+        if self.survivors and self.cache is not None:
+            layers = self.cache.layers
+            if type(layers[0]) is DynamicLayer:
+                layers[0] = WholeLayer.of(layers[0])
+            layers[0].interrupted = True
+
     def _tell_cache(self, length: int) -> None:
         """Let every layer of the cache know which of the prompt's `length` columns it holds."""
         assert self.state is not None

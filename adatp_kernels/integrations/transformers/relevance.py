@@ -29,10 +29,13 @@ def check_relevance(relevance: Any, question: str | list[str] | None, family: Fa
             'relevance: a SiglipModel sees the frames of videos alone; with images="prune" give one score per frame'
         )
     siglip, tokenizer = relevance
-    if not all(hasattr(siglip, name) for name in ("get_image_features", "get_text_features")):
+    kind = getattr(getattr(siglip, "config", None), "model_type", None)
+    if kind != "siglip" or not hasattr(siglip, "get_image_features"):
         raise TypeError(f"relevance: expected a SiglipModel first, got {type(siglip).__name__}")
-    if not callable(tokenizer):
-        raise TypeError(f"relevance: expected a tokenizer second, got {type(tokenizer).__name__}")
+    if not callable(tokenizer) or hasattr(tokenizer, "tokenizer"):
+        raise TypeError(
+            f"relevance: expected a tokenizer second, such as a processor's tokenizer, got {type(tokenizer).__name__}"
+        )
     questions = question if isinstance(question, list) else [question]
     if not questions or not all(isinstance(text, str) and text for text in questions):
         raise ValueError(

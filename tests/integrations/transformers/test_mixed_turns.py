@@ -90,3 +90,22 @@ def test_a_cache_made_of_a_pruned_ones_keys_and_values_is_refused():
         assert model(**ids, past_key_values=copy.deepcopy(cache)).logits.equal(
             model(**ids, past_key_values=cache).logits
         )
+
+
+@pytest.mark.parametrize("where", ["the first stage", "after the last layer"])
+@pytest.mark.parametrize("config", [PLAIN, COMPACT])
+def test_the_cache_of_an_interrupted_forward_is_refused(config, where):
+    model, cache = build("llava_onevision"), DynamicCache()
+    decoder = model.model.language_model
+    at = decoder.layers[config.stage_layers(12)[0] + 1] if where == "the first stage" else decoder.norm
+    with adatp.accelerate(model, config), torch.no_grad():
+        hook = at.register_forward_pre_hook(lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            model(**prompt("llava_onevision"), past_key_values=cache)
+        hook.remove()
+        for _ in range(2):
+            with pytest.raises(
+                ValueError, match="past_key_values: expected a cache whose prompts were read to their end"
+            ):
+                model(input_ids=torch.tensor([[60, 61, 62]]), past_key_values=cache)
+        model(**prompt("llava_onevision"), past_key_values=DynamicCache())

@@ -5,6 +5,7 @@ import torch
 from family_models import batch_of
 from small_models import generate, llava_onevision, prompt
 from small_siglip import WordTokenizer, siglip
+from transformers import CLIPConfig, CLIPModel
 
 import adatp_kernels as adatp
 from adatp_kernels.integrations.transformers.relevance import siglip_relevance
@@ -71,6 +72,12 @@ def test_a_change_between_prompts_is_checked_too():
         assert run.report().salient
 
 
+def clip():
+    size = {"hidden_size": 32, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 4}
+    text = {**size, "vocab_size": 20, "max_position_embeddings": 16}
+    return CLIPModel(CLIPConfig(text_config=text, vision_config={**size, "image_size": 28, "patch_size": 14}))
+
+
 SCORES = torch.tensor([0.1, 0.1, 0.9, 0.9, 0.2, 0.2])
 
 
@@ -122,5 +129,13 @@ def test_mistakes_are_named():
         run_with((WordTokenizer(), siglip()), question="a red ball")
     with pytest.raises(TypeError, match="relevance: expected a tokenizer second"):
         run_with((siglip(), "tokenizer"), question="a red ball")
+    other, processor = clip(), WordTokenizer()
+    processor.tokenizer = WordTokenizer()
+    with pytest.raises(
+        TypeError, match="relevance: expected a SiglipModel first, got CLIPModel"
+    ):  # whose frames look otherwise
+        run_with((other, WordTokenizer()), question="a red ball")
+    with pytest.raises(TypeError, match="relevance: expected a tokenizer second, such as a processor's tokenizer"):
+        run_with((siglip(), processor), question="a red ball")
     with pytest.raises(TypeError, match="relevance: expected None"):
         run_with("the red ball")
