@@ -23,6 +23,7 @@ from adatp_kernels.integrations.transformers.causal import check_causal_mask
 from adatp_kernels.integrations.transformers.packed import check_not_packed, text_positions
 from adatp_kernels.integrations.transformers.report import PhaseClock, PromptRecord
 from adatp_kernels.integrations.transformers.rotary import OtherRotaries, dims_of, parts_of
+from adatp_kernels.integrations.transformers.support import check_layer_arguments
 from adatp_kernels.integrations.transformers.tap import Seen
 from adatp_kernels.integrations.transformers.visuals import Visuals
 from adatp_kernels.layout import VisualLayout
@@ -134,11 +135,7 @@ class VideoPrefill:
         self._compacts = self.cache is not None and self.pruner.config.compact_cache
         if self.key_mask is not None:
             self.key_mask = self.key_mask[:, -hidden.shape[1] - self.past :]
-        if "position_embeddings" not in kwargs:
-            raise TypeError(
-                "model: accelerate supports decoder layers that are given position_embeddings, got layers that are given "
-                f"{', '.join(kwargs)}"
-            )
+        check_layer_arguments(kwargs, hidden.shape[1])
         self._given: Any = kwargs["position_embeddings"]  # to the first layer, and as a rule to all
         rotary = parts_of(self._given)
         self.rotary: Sequence[Tensor] = rotary

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from adatp_kernels.config import AdaTPConfig
 
@@ -63,3 +63,21 @@ def check_attention(config: Any) -> None:
         raise ValueError(
             f"model: accelerate supports the attention implementations eager, sdpa, flash and adatp, got {name!r}"
         )
+
+
+def check_layer_arguments(kwargs: dict[str, Any], length: int) -> None:
+    """Raise unless what the decoder's first layer is given by name, beside `length` tokens, can be cut to those that are left."""
+    if "position_embeddings" not in kwargs:
+        raise TypeError(
+            "model: accelerate supports decoder layers that are given position_embeddings, got layers that are given "
+            f"{', '.join(kwargs)}"
+        )
+    for name, value in kwargs.items():
+        # Position ids are left out behind a stage: what layers need of them is in the position embeddings.
+        if name in ("attention_mask", "position_ids") or not isinstance(value, Tensor):
+            continue
+        if value.dim() > 1 and value.shape[1] == length:
+            raise ValueError(
+                f"model: accelerate cuts the attention_mask and position_embeddings of decoder layers to the tokens that are left, got "
+                f"layers that are also given {name} {list(value.shape)}, an entry for each token"
+            )

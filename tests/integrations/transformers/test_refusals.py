@@ -308,3 +308,17 @@ def test_labels_are_refused_where_logits_come_back_shorter(family):
             model.model.rope_deltas = before[0]["model", "rope_deltas"]
         assert_unchanged(model, before)
         assert model(**inputs, labels=inputs["input_ids"]).loss.equal(loss)
+
+
+@pytest.mark.parametrize("shape", ["[1, T]", "[1, T, 3]"])
+def test_layers_that_are_given_another_entry_for_each_token(shape):
+    """As those of some mixtures of experts are: it would not fit what is left."""
+    model, inputs = llava_onevision(), prompt()
+    length = inputs["input_ids"].shape[1]
+    more = torch.zeros(1, length) if shape == "[1, T]" else torch.zeros(1, length, 3)
+    add = lambda _, args, kwargs: (args, {**kwargs, "token_kinds": more})  # noqa: E731
+    for layer in model.model.language_model.layers:
+        layer.register_forward_pre_hook(add, with_kwargs=True)
+    refused = pytest.raises(ValueError, match=rf"model: .* also given token_kinds \[1, {length}")
+    with torch.no_grad(), adatp.accelerate(model, CONFIG), refused:
+        model(**inputs)
