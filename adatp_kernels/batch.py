@@ -140,7 +140,7 @@ class Batch:
         # Of each segment, the columns of text between its first visual token and the next segment's.
         text = [0] * len(sizes)
         if last - first > bounds[-1]:
-            starts = [*layout.index.index_select(0, torch.tensor(bounds[:-1])).tolist(), last]
+            starts = [*layout.index.index_select(0, torch.tensor(bounds[:-1], device="cpu")).tolist(), last]
             text = [after - start - size for start, after, size in zip(starts, starts[1:], sizes, strict=False)]
         text[0] += first - gone - self.first_column_left
         text[-1] += self.tails[row] - min(self.tails)
@@ -171,8 +171,8 @@ class Batch:
         -------
         LongTensor [3, B, length]
         """
-        table = torch.full((3, len(segments), self.length), -1)
-        table[0] = torch.arange(self.length)
+        table = torch.full((3, len(segments), self.length), -1, device="cpu")
+        table[0] = torch.arange(self.length, device="cpu")
         for row, (layout, frames) in enumerate(zip(self.layouts, segments, strict=True)):
             table[1, row].scatter_(0, layout.index, frames.index_select(0, layout.frame))
             table[2, row].scatter_(0, layout.index, layout.position)
@@ -194,4 +194,4 @@ class Batch:
         most = max(self.asking_tails)
         if min(self.asking_tails) == most:
             return None
-        return torch.arange(most) >= most - torch.tensor(self.asking_tails)[:, None]
+        return torch.arange(most, device="cpu") >= most - torch.tensor(self.asking_tails, device="cpu")[:, None]

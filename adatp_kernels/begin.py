@@ -122,7 +122,7 @@ def _state(
     if config.score == "random":
         # Drawn on the host, so that every device sees the same numbers, and here, so that no stage waits.
         generator = torch.Generator().manual_seed(config.seed)
-        scores = torch.rand(rows, batch.length, generator=generator, dtype=torch.float32).to(device)
+        scores = torch.rand(rows, batch.length, generator=generator, dtype=torch.float32, device="cpu").to(device)
     asking, key_range = batch.asking(), (batch.first_column, batch.length - min(batch.tails))
     tokens = batch.table(frames).to(device)
     if copies > 1:
@@ -238,7 +238,7 @@ def _prior_row(prior: Tensor, layout: VisualLayout, length: int) -> Tensor:
         raise ValueError(
             f"prior: expected shape [num_frames, positions] = [{layout.num_frames}, at least {cells}], got {list(prior.shape)}"
         )
-    row = torch.ones(length, dtype=torch.float32)
+    row = torch.ones(length, dtype=torch.float32, device="cpu")
     row[layout.index] = prior[layout.frame, layout.position]
     return row
 

@@ -42,7 +42,12 @@ def number(name: str, value: Any, *, low: float, high: float = math.inf, open_lo
 def as_tensor(name: str, value: Any) -> Tensor:
     """`value` as a tensor; TypeError if it is nothing that a tensor can be made of."""
     try:
-        return torch.as_tensor(value)
+        if isinstance(value, Tensor):
+            return value
+        tensor = torch.as_tensor(value, device="cpu")
+        if tensor.is_floating_point():  # in the default dtype, which may be coarser than numbers are
+            tensor = torch.as_tensor(value, dtype=torch.float64, device="cpu")
+        return tensor
     except (TypeError, ValueError, RuntimeError) as error:
         raise TypeError(f"{name}: expected a tensor or numbers, got {value!r}") from error
 

@@ -63,8 +63,9 @@ class VisualLayout:
         """
         frames = integer("num_frames", num_frames, low=1)
         cells = integer("positions_per_frame", positions_per_frame, low=1)
-        index = integer("start", start, low=0) + torch.arange(frames * cells)
-        return cls(index, torch.arange(frames).repeat_interleave(cells), torch.arange(cells).repeat(frames))
+        index = integer("start", start, low=0) + torch.arange(frames * cells, device="cpu")
+        frame, position = torch.arange(frames, device="cpu"), torch.arange(cells, device="cpu")
+        return cls(index, frame.repeat_interleave(cells), position.repeat(frames))
 
     def __len__(self) -> int:
         return self.index.shape[0]  # some times as fast as a tensor's len
@@ -107,7 +108,7 @@ class VisualLayout:
             raise ValueError(
                 f"length: the last visual token is number {int(self.index[-1])}, got a sequence of {length}"
             )
-        segment, position = torch.full((2, length), -1).unbind()
+        segment, position = torch.full((2, length), -1, device="cpu").unbind()
         segment.scatter_(0, self.index, frames.index_select(0, self.frame))
         position.scatter_(0, self.index, self.position)
         return segment, position

@@ -81,7 +81,7 @@ def salient_segments(segments: Tensor, relevance: Tensor) -> Tensor:
     if not bool(scores.isfinite().all()):
         raise ValueError("relevance: expected finite scores, got NaN or infinity")
     frames = torch.bincount(ids)
-    mean = torch.zeros(len(frames), dtype=torch.float64).index_add_(0, ids, scores) / frames
+    mean = torch.zeros(len(frames), dtype=torch.float64, device="cpu").index_add_(0, ids, scores) / frames
     # The mean of equal numbers can round to just above them; all must stay salient then.
     threshold = mean.mean()
     return (mean >= threshold) | torch.isclose(mean, threshold, rtol=1e-12, atol=0.0)
@@ -115,7 +115,8 @@ def check_frames(layout: VisualLayout, ids: Tensor) -> None:
 def segment_bounds(layout: VisualLayout, numbers: Sequence[int]) -> list[int]:
     """Number of each segment's first visual token, and at the end how many there are; `numbers` as a list that was checked."""
     first_frames = [0, *[frame for frame in range(1, len(numbers)) if numbers[frame] != numbers[frame - 1]]]
-    return [*torch.searchsorted(layout.frame.contiguous(), torch.tensor(first_frames)).tolist(), len(layout)]
+    bounds = torch.searchsorted(layout.frame.contiguous(), torch.tensor(first_frames, device="cpu"))
+    return [*bounds.tolist(), len(layout)]
 
 
 def cells_per_segment(layout: VisualLayout, ids: Tensor) -> list[int]:

@@ -9,7 +9,7 @@ class WordTokenizer:
 
     def __call__(self, texts, padding, truncation, max_length, return_tensors):
         assert (padding, truncation, return_tensors) == ("max_length", True, "pt")
-        ids = torch.ones(len(texts), max_length, dtype=torch.long)
+        ids = torch.ones(len(texts), max_length, dtype=torch.long, device="cpu")
         for row, text in enumerate(texts):
             for place, word in enumerate(text.split()[:max_length]):
                 ids[row, place] = 2 + sum(word.encode()) % 90

@@ -50,7 +50,9 @@ class DemoModel:
         pixels = torch.from_numpy(frames).permute(0, 3, 1, 2).float() / 255
         pixels = F.interpolate(pixels, size=(self.image_size,) * 2, mode="bicubic", antialias=True).clamp(0, 1)
         shape = (1, -1, 1, 1)
-        pixels = (pixels - torch.tensor(self.mean).view(shape)) / torch.tensor(self.std).view(shape)
+        pixels = (pixels - torch.tensor(self.mean, device="cpu").view(shape)) / torch.tensor(
+            self.std, device="cpu"
+        ).view(shape)
         ids = self.encode(question, LlavaOnevision().num_video_tokens(self.model, len(frames))).to(self.model.device)
         pixels = pixels[None].to(self.model.device, self.model.dtype)
         return {"input_ids": ids, "attention_mask": torch.ones_like(ids), "pixel_values_videos": pixels}
@@ -91,7 +93,7 @@ def build_model(seed: int = 0) -> DemoModel:
     model.generation_config.eos_token_id = None
 
     def encode(question: str, video_tokens: int) -> Tensor:
-        return torch.tensor([[*b"video: ", *[VIDEO] * video_tokens, *question.encode(), *b"\nanswer: "]])
+        return torch.tensor([[*b"video: ", *[VIDEO] * video_tokens, *question.encode(), *b"\nanswer: "]], device="cpu")
 
     def decode(ids: Tensor) -> str:
         return bytes(i for i in ids.tolist() if i < 256).decode("utf-8", "replace")
@@ -144,7 +146,7 @@ def _encode(tokenizer: Any, video_id: int, question: str, video_tokens: int) -> 
             f"the model's tokenizer puts {ids.count(video_id)} video tokens {video!r} into a prompt with one video"
         )
     place = ids.index(video_id)
-    return torch.tensor([[*ids[:place], *[video_id] * video_tokens, *ids[place + 1 :]]])
+    return torch.tensor([[*ids[:place], *[video_id] * video_tokens, *ids[place + 1 :]]], device="cpu")
 
 
 def _preprocessing(name: str) -> dict[str, Any]:

@@ -136,13 +136,13 @@ def inputs_of(examples: Sequence[Example]) -> tuple[dict[str, Tensor], Tensor]:
     """The prompts of a batch and the words that answer them."""
     rows = [prompt(_text(one), len(one.frames)) for one in examples]
     inputs = {**_padded(rows), "pixel_values_videos": pixels(np.stack([one.frames for one in examples]))}
-    return inputs, torch.tensor([words(one.questions[0].answer)[0] for one in examples])
+    return inputs, torch.tensor([words(one.questions[0].answer)[0] for one in examples], device="cpu")
 
 
 def _padded(rows: list[list[int]]) -> dict[str, Tensor]:
     longest = max(map(len, rows))
-    ids = torch.tensor([[PAD] * (longest - len(row)) + row for row in rows])
-    mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows])
+    ids = torch.tensor([[PAD] * (longest - len(row)) + row for row in rows], device="cpu")
+    mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in rows], device="cpu")
     return {"input_ids": ids, "attention_mask": mask}
 
 
@@ -157,7 +157,9 @@ def _relevance(model: Any, inputs: dict[str, Tensor], examples: Sequence[Example
     scores = []
     for row, one in zip(features, examples, strict=True):
         frames = row[: len(one.frames) * CELLS].unflatten(0, (-1, CELLS)).mean(1)
-        scores.append(F.cosine_similarity(frames, embed(torch.tensor(words(_text(one)))).mean(0), dim=-1))
+        scores.append(
+            F.cosine_similarity(frames, embed(torch.tensor(words(_text(one)), device=row.device)).mean(0), dim=-1)
+        )
     return torch.cat(scores)
 
 

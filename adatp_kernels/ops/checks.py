@@ -291,7 +291,7 @@ def _per_column(
 def budget_table(budgets: Any, batch_size: int, device: torch.device) -> Tensor:
     """Budgets [S] or [B, S], from the host or the device, as int64 [B, S] on the device."""
     try:
-        table = budgets if isinstance(budgets, Tensor) else torch.as_tensor(budgets)
+        table = budgets if isinstance(budgets, Tensor) else torch.as_tensor(budgets, device="cpu")
     except (TypeError, ValueError, RuntimeError) as error:
         raise TypeError(f"budgets: expected integers of shape [B, S] or [S], got {budgets!r}") from error
     if table.dtype not in INTEGERS and table.numel():

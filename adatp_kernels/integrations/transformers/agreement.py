@@ -56,7 +56,7 @@ def cells_of_videos(
             raise ValueError(
                 f"{name}: expected {sum(sizes)} cells in video {video}, one for each token, got {len(cells)}"
             )
-        frame = torch.arange(len(sizes)).repeat_interleave(torch.tensor(sizes))
+        frame = torch.arange(len(sizes), device="cpu").repeat_interleave(torch.tensor(sizes, device="cpu"))
         if len((frame * (int(cells.max()) + 1) + cells).unique()) < len(cells):
             raise ValueError(
                 f"{name}: expected another cell for every token of a frame, got one twice in video {video}"
@@ -114,7 +114,7 @@ def check_gaps(family: Family, index: Tensor, sizes: Sequence[int]) -> None:
     """Raise if text stands within a frame of a video whose tokens are at `index`, unless the family has it so."""
     if family.gaps or int(index[-1]) - int(index[0]) == len(index) - 1:
         return
-    lengths = torch.tensor(sizes)
+    lengths = torch.tensor(sizes, device="cpu")
     ends = lengths.cumsum(0)
     wrong = index[ends - 1] - index[ends - lengths] != lengths - 1
     if bool(wrong.any()):

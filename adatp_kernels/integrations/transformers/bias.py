@@ -146,13 +146,13 @@ def report_of(observed: Observed, config: AdaTPConfig, share: float) -> BiasRepo
     span = int(layout.position.max()) + 1
     distinct = torch.unique(segment * span + layout.position) // span
     caps = distinct.bincount(minlength=len(sizes)) if config.spatial_dedup == "strict" else sizes
-    budgets = torch.tensor(allocate(total, sizes.tolist(), caps.tolist()))
+    budgets = torch.tensor(allocate(total, sizes.tolist(), caps.tolist()), device="cpu")
     rows = len(observed.layers)
     factor = None
     if config.prior is not None:
         factor = load_prior(config.prior)[layout.frame, layout.position].expand(rows, -1)
-    whole = torch.zeros(rows, len(layout), dtype=torch.int64)
-    before = select(observed.scores, whole, whole, torch.tensor([total]), dedup="off")
+    whole = torch.zeros(rows, len(layout), dtype=torch.int64, device="cpu")
+    before = select(observed.scores, whole, whole, torch.tensor([total], device="cpu"), dedup="off")
     after = select(
         observed.scores,
         segment.expand(rows, -1),
@@ -163,7 +163,7 @@ def report_of(observed: Observed, config: AdaTPConfig, share: float) -> BiasRepo
         prior=factor,
     )
     shares = {
-        f"{name}_{when}": torch.stack([of[row].bincount(minlength=size) / chosen.shape[1] for row in chosen])
+        f"{name}_{when}": torch.stack([of[row].bincount(minlength=size).float() / chosen.shape[1] for row in chosen])
         for when, chosen in (("before", before), ("after", after))
         for name, of, size in (("frames", layout.frame, layout.num_frames), ("positions", layout.position, span))
     }

@@ -59,6 +59,6 @@ def calibrate_prior(
         habit = habit + shares
     if layout is None or habit is None:
         raise ValueError("prompts: expected at least one, got none")
-    prior = torch.ones(layout.num_frames, int(layout.position.max()) + 1)
+    prior = torch.ones(layout.num_frames, int(layout.position.max()) + 1, dtype=torch.float32, device="cpu")
     prior[layout.frame, layout.position] = (habit.mean() / habit.clamp(min=habit.mean() * 1e-6)).float()
     return prior

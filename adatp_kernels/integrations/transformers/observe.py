@@ -123,5 +123,8 @@ def observe(
         for handle in handles:
             handle.remove()
     return Observed(
-        report.layout, torch.tensor(report.segments), chosen, torch.stack([scores[number] for number in chosen])
+        report.layout,
+        torch.tensor(report.segments, device="cpu"),
+        chosen,
+        torch.stack([scores[number] for number in chosen]),
     )

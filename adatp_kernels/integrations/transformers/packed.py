@@ -65,7 +65,7 @@ def check_not_packed(positions: TextPositions, real: Tensor | None, visual: Sequ
     """
     values = positions.values.cpu().expand(len(visual), -1)
     for row, own in enumerate(values):
-        counted = torch.ones(len(own), dtype=torch.bool) if real is None else real[row].clone()
+        counted = torch.ones(len(own), dtype=torch.bool, device="cpu") if real is None else real[row].clone()
         if not positions.of_all:
             counted[visual[row]] = False
         own = own[counted]

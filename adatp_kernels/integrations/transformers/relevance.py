@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from adatp_kernels.errors import as_tensor
 from adatp_kernels.integrations.transformers.families.base import Family
 
 
@@ -96,7 +97,7 @@ def frame_relevance(
             raise ValueError(f"question: expected one, or one for each of the {prompts} prompts, got {len(texts)}")
         siglip, tokenizer = relevance
         return [siglip_relevance(siglip, tokenizer, row, texts[number // copies]) for number, row in enumerate(frames)]
-    scores = torch.as_tensor(relevance)
+    scores = as_tensor("relevance", relevance)
     counts = [len(row) for row in frames]
     fit = scores.dim() == 1 and len(scores) in (sum(counts), sum(counts[::copies])) and len(scores) > 0
     rows = by_row(scores, counts) if fit else None

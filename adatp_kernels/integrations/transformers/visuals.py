@@ -74,7 +74,7 @@ class PromptArguments(dict[str, Any]):
         )
 
 
-_NOWHERE = torch.empty(0, dtype=torch.int64)
+_NOWHERE = torch.empty(0, dtype=torch.int64, device="cpu")
 
 
 def find_visuals(
@@ -228,8 +228,8 @@ def _cells(clip: _Clip) -> Tensor:
 def _numbers(sizes: Sequence[int]) -> tuple[Tensor, Tensor]:
     """Of each token of frames of these `sizes`: the frame it is of, and its number within that."""
     if len(set(sizes)) == 1:
-        frame = torch.arange(len(sizes))[:, None].expand(-1, sizes[0]).reshape(-1)
-        return frame, torch.arange(sizes[0]).repeat(len(sizes))
-    every = torch.tensor(sizes)
-    frame = torch.arange(len(every)).repeat_interleave(every)
-    return frame, torch.arange(len(frame)) - (every.cumsum(0) - every)[frame]
+        frame = torch.arange(len(sizes), device="cpu")[:, None].expand(-1, sizes[0]).reshape(-1)
+        return frame, torch.arange(sizes[0], device="cpu").repeat(len(sizes))
+    every = torch.tensor(sizes, device="cpu")
+    frame = torch.arange(len(every), device="cpu").repeat_interleave(every)
+    return frame, torch.arange(len(frame), device="cpu") - (every.cumsum(0) - every)[frame]
