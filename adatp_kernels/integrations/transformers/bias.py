@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from adatp_kernels.allocation import allocate
 from adatp_kernels.config import AdaTPConfig
-from adatp_kernels.errors import number
+from adatp_kernels.errors import integer, number
 from adatp_kernels.integrations.transformers.observe import Observed, observe, prompts_of
 from adatp_kernels.ops import select
 from adatp_kernels.prior import load_prior
@@ -45,9 +45,17 @@ class BiasReport:
     positions_after: Tensor
 
     def last_frames(self, count: int | None = None) -> tuple[Tensor, Tensor]:
-        """Share in the last `count` frames (an eighth of them by default), per layer, before and after."""
-        if count is None:
-            count = max(1, self.frames_before.shape[1] // 8)
+        """Share in the last `count` frames (an eighth of them by default), per layer, before and after.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If `count` is not an integer from 1 to the number of frames.
+        """
+        frames = self.frames_before.shape[1]
+        count = max(1, frames // 8) if count is None else integer("count", count, low=1)
+        if count > frames:
+            raise ValueError(f"count: expected 1 to {frames}, the number of frames, got {count}")
         return self.frames_before[:, -count:].sum(1), self.frames_after[:, -count:].sum(1)
 
     def fullest_position(self) -> tuple[Tensor, Tensor]:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from adatp_kernels.config import AdaTPConfig
 from adatp_kernels.integrations.transformers import families
 from adatp_kernels.integrations.transformers.acceleration import accelerate
+from adatp_kernels.integrations.transformers.cache import cache_of
 from adatp_kernels.integrations.transformers.tap import AttentionTap
 from adatp_kernels.layout import VisualLayout
 from adatp_kernels.ops import column_sums
@@ -67,7 +68,7 @@ def observe(
     model : transformers model
         As for `accelerate`; it is left as it was.
     inputs : dict
-        What the model's forward takes, of one prompt with a video.
+        What the model's forward takes, of one prompt with a video and no cache.
     config : AdaTPConfig
         How frames become segments, and which rows score.
     layers : iterable of int, optional
@@ -81,12 +82,21 @@ def observe(
     ids = inputs.get("input_ids")
     if not isinstance(ids, Tensor) or ids.dim() != 2 or len(ids) != 1:
         raise ValueError(f"input_ids: expected one prompt, shape [1, N], got {getattr(ids, 'shape', ids)}")
+    whole = families.unwrap(model)
+    family = families.find(whole)
+    decoder = family.decoder(whole)
+    if cache_of(inputs) is not None:
+        raise ValueError(
+            "past_key_values: expected None with a prompt to observe, which is read from its beginning, got a cache"
+        )
+    if not family.has_video(inputs):
+        raise ValueError(f"{family.pixels}: expected with a prompt to observe, got only {', '.join(sorted(inputs))}")
+    # What the prompt says about its answer says nothing about its attention.
+    inputs = {**inputs, "logits_to_keep": 1, "use_cache": False}
     # A pruned forward first: it is short, and knows where the visual tokens are and which frames look alike.
     with accelerate(model, config) as run:
-        model(**inputs, logits_to_keep=1, use_cache=False)
+        model(**inputs)
     report = run.report()
-    whole = families.unwrap(model)
-    decoder = families.find(whole).decoder(whole)
     chosen = tuple(range(len(decoder.layers))) if layers is None else tuple(layers)
     start = ids.shape[1] - 1 if config.queries == "last" else report.asking_start
     mask = inputs.get("attention_mask")
@@ -118,7 +128,7 @@ def observe(
                 tap.module.register_forward_pre_hook(lambda *_, tap=tap: tap.open()),
                 tap.module.register_forward_hook(partial(after, number, tap), always_call=True),
             ]
-        model(**inputs, logits_to_keep=1, use_cache=False)
+        model(**inputs)
     finally:
         for handle in handles:
             handle.remove()

@@ -8,7 +8,7 @@ from family_models import build, joined
 from family_models import prompt as prompt_of
 from small_models import ATTENTION, CELLS, CONFIG, LAYERS, llava_onevision, prompt
 from snapshots import assert_unchanged, snapshot
-from transformers import BatchFeature
+from transformers import BatchFeature, DynamicCache
 
 import adatp_kernels as adatp
 from adatp_kernels.integrations.transformers.bias import report_of
@@ -159,6 +159,45 @@ def test_mistakes():
         ValueError, match="prompts: expected the same layout in all, got 6 frames of 54 tokens, then 4 of 36"
     ):
         adatp.calibrate_prior(model, [inputs, prompt(frames=4)], CONFIG)
+
+
+@pytest.mark.parametrize("family", ["llava_onevision", "internvl"])
+def test_prompts_that_show_no_video_or_go_on_from_a_cache(family):
+    model, inputs, config = build(family), prompt_of(family), adatp.AdaTPConfig(target_flops=0.5, stages=(2,))
+    text = {"input_ids": torch.tensor([[1, 2, 3]]), "attention_mask": None}
+    cache = DynamicCache(config=model.config.get_text_config())
+    pixels = next(name for name in inputs if name.startswith("pixel"))
+    for measure in (adatp.bias_report, adatp.calibrate_prior):
+        with pytest.raises(
+            ValueError, match=rf"^{pixels}: expected with a prompt to observe, got only attention_mask, input_ids"
+        ):
+            measure(model, text, config)
+        with pytest.raises(ValueError, match="^past_key_values: expected None with a prompt to observe"):
+            measure(model, {**inputs, "past_key_values": cache}, config)
+
+
+@pytest.mark.parametrize("said", [{"use_cache": True}, {"logits_to_keep": 0}, {"logits_to_keep": 3}])
+def test_what_a_prompt_says_about_its_answer_changes_nothing(said):
+    model, inputs = llava_onevision(), prompt()
+    report, prior = adatp.bias_report(model, inputs, CONFIG), adatp.calibrate_prior(model, inputs, CONFIG)
+    given = {**inputs, **said}
+    assert adatp.bias_report(model, given, CONFIG).frames_before.equal(report.frames_before)
+    assert adatp.calibrate_prior(model, given, CONFIG).equal(prior)
+    assert given.keys() == inputs.keys() | said.keys()
+
+
+def test_last_frames_are_some_of_those_there_are():
+    report = adatp.bias_report(llava_onevision(), prompt(), CONFIG)
+    assert report.last_frames(6)[0].allclose(torch.ones(LAYERS))
+    assert report.last_frames(1)[0].equal(report.frames_before[:, 5])
+    assert report.last_frames(2)[1].equal(report.frames_after[:, 4:].sum(1))
+    for count in (0, -1):
+        with pytest.raises(ValueError, match=f"^count: expected an integer of at least 1, got {count}"):
+            report.last_frames(count)
+    with pytest.raises(ValueError, match="^count: expected 1 to 6, the number of frames, got 7"):
+        report.last_frames(7)
+    with pytest.raises(TypeError, match="^count: expected an integer, got 1.5"):
+        report.last_frames(1.5)
 
 
 @pytest.mark.parametrize("make", [dict, BatchFeature])
