@@ -79,27 +79,28 @@ def observe(
     TypeError, ValueError, RuntimeError
         If the prompt cannot be pruned, or is more than one.
     """
-    ids = inputs.get("input_ids")
+    arguments = dict(inputs)
+    ids = arguments.get("input_ids")
     if not isinstance(ids, Tensor) or ids.dim() != 2 or len(ids) != 1:
         raise ValueError(f"input_ids: expected one prompt, shape [1, N], got {getattr(ids, 'shape', ids)}")
     whole = families.unwrap(model)
     family = families.find(whole)
     decoder = family.decoder(whole)
-    if cache_of(inputs) is not None:
+    if cache_of(arguments) is not None:
         raise ValueError(
             "past_key_values: expected None with a prompt to observe, which is read from its beginning, got a cache"
         )
-    if not family.has_video(inputs):
-        raise ValueError(f"{family.pixels}: expected with a prompt to observe, got only {', '.join(sorted(inputs))}")
+    if not family.has_video(arguments):
+        raise ValueError(f"{family.pixels}: expected with a prompt to observe, got only {', '.join(sorted(arguments))}")
     # What the prompt says about its answer says nothing about its attention.
-    inputs = {**inputs, "logits_to_keep": 1, "use_cache": False}
+    arguments |= {"logits_to_keep": 1, "use_cache": False}
     # A pruned forward first: it is short, and knows where the visual tokens are and which frames look alike.
     with accelerate(model, config) as run:
-        model(**inputs)
+        model(**arguments)
     report = run.report()
     chosen = tuple(range(len(decoder.layers))) if layers is None else tuple(layers)
     start = ids.shape[1] - 1 if config.queries == "last" else report.asking_start
-    mask = inputs.get("attention_mask")
+    mask = arguments.get("attention_mask")
     padding = None if mask is None or bool(mask.all()) else mask.bool()
     scores: dict[int, Tensor] = {}
 
@@ -128,7 +129,7 @@ def observe(
                 tap.module.register_forward_pre_hook(lambda *_, tap=tap: tap.open()),
                 tap.module.register_forward_hook(partial(after, number, tap), always_call=True),
             ]
-        model(**inputs)
+        model(**arguments)
     finally:
         for handle in handles:
             handle.remove()
