@@ -41,6 +41,8 @@ def calibrate_prior(
         If there is no prompt, or the prompts' layouts differ.
     """
     config = AdaTPConfig() if config is None else config
+    if not isinstance(config, AdaTPConfig):
+        raise TypeError(f"config: expected an AdaTPConfig, got {type(config).__name__}")
     whole = families.unwrap(model)
     layers = config.stage_layers(len(families.find(whole).decoder(whole).layers))
     habit = layout = None

@@ -42,7 +42,7 @@ class MisplacedText:
         method = vars(self._base).get("get_rope_index")
         if self._quiet or self._tried == (method, True) or given.get("position_ids") is not None:
             return
-        for grid, seconds in _videos(arguments.get("video_grid_thw"), given.get("second_per_grid_ts")):
+        for grid, seconds in _videos(arguments.get("video_grid_thw"), arguments, given):
             if not self._may_outrun(grid, seconds):
                 continue
             if self._tried[0] is not method:
@@ -77,10 +77,17 @@ def _message(name: str, frames: int, begins: int, right: int) -> str:
     )
 
 
-def _videos(grids: Tensor | None, seconds: Any) -> list[tuple[list[int], float]]:
-    """Grid of each video, and how many seconds its frames are apart: one, where that is not said."""
+def _videos(grids: Tensor | None, *sources: dict[str, Any]) -> list[tuple[list[int], float]]:
+    """Grid of each video, and how many seconds its frames are apart: one, where none of the `sources` says so of each.
+
+    Of beams and several answers, a forward may be given one repeated, and the other not.
+    """
     if grids is None:
         return []
-    if isinstance(seconds, Tensor):
-        seconds = seconds.tolist()
-    return list(zip(grids.tolist(), repeat(1.0) if seconds is None else seconds, strict=False))
+    seconds: Any = repeat(1.0)
+    for source in sources:
+        value = source.get("second_per_grid_ts")
+        if value is not None and len(value) == len(grids):
+            seconds = value.tolist() if isinstance(value, Tensor) else value
+            break
+    return list(zip(grids.tolist(), seconds, strict=False))

@@ -100,6 +100,8 @@ def observe(
     report = run.report()
     chosen = tuple(range(len(decoder.layers))) if layers is None else tuple(layers)
     start = ids.shape[1] - 1 if config.queries == "last" else report.asking_start
+    if report.asking_start == ids.shape[1]:
+        raise ValueError("input_ids: expected text behind the last visual token, whose attention is observed, got none")
     mask = arguments.get("attention_mask")
     padding = None if mask is None or bool(mask.all()) else mask.bool()
     scores: dict[int, Tensor] = {}

@@ -14,6 +14,7 @@ from typing import Any
 import torch
 import transformers
 from torch import Tensor
+from transformers.cache_utils import Cache
 
 from adatp_kernels.integrations.transformers.cache import cache_of
 from adatp_kernels.integrations.transformers.families.base import Family
@@ -106,7 +107,8 @@ class TokenTypes:
 
 
 def _length(cache: Any) -> int:
-    return 0 if cache is None else int(cache.get_seq_length())
+    """Tokens that a cache holds; what is none is refused later."""
+    return int(cache.get_seq_length()) if isinstance(cache, Cache) else 0
 
 
 def _check_kinds_came(arguments: dict[str, Any]) -> None:

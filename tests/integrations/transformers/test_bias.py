@@ -261,3 +261,13 @@ def test_a_configured_prior_is_the_one_that_prunes(tmp_path):
             model(**prompt(frames=4))
     with adatp.accelerate(build("qwen2_vl"), config) as run, pytest.raises(ValueError, match=r"prior: .* = \[8, "):
         run._model(**joined([prompt_of("qwen2_vl", frames=4)] * 2))
+
+
+@pytest.mark.parametrize("what", [adatp.bias_report, adatp.calibrate_prior])
+def test_who_may_observe_and_what(what):
+    model = build("internvl")
+    with pytest.raises(TypeError, match="config: expected an AdaTPConfig, got dict"):
+        what(model, prompt_of("internvl"), {"target_flops": 0.5})
+    ends = adatp.AdaTPConfig(target_flops=0.5, stages=(2,), score="random")  # for which nobody has to ask
+    with pytest.raises(ValueError, match="input_ids: expected text behind the last visual token"):
+        what(model, prompt_of("internvl", after=()), ends)

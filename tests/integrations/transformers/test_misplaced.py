@@ -192,3 +192,18 @@ def test_nothing_is_read_where_nothing_can_be_told():
     with pytest.warns(UserWarning, match="mrope_positions:"):
         mine.look(inputs, inputs)
     mine.look(Unread(), Unread())
+
+
+@pytest.mark.parametrize("options", [{}, {"num_beams": 2}, {"num_return_sequences": 2, "num_beams": 2}])
+def test_seconds_are_those_of_the_same_video_in_beams_too(options):
+    """Of copies, some versions give the forward grids or seconds once, and some once a copy."""
+
+    def clip(frames, seconds, **options):
+        return {**prompt("qwen2_5_vl", frames, **options), "second_per_grid_ts": torch.tensor([seconds])}
+
+    # All at one time, but for a frame alone, which is as long as it likes.
+    batch = batch_of([clip(6, 0.01), joined([clip(1, 2.0, before=(1, 5)), clip(5, 0.01, seed=1, before=(6,))])])
+    model = build("qwen2_5_vl")
+    with adatp.accelerate(model, CONFIG), warnings.catch_warnings():
+        warnings.filterwarnings("error", "mrope_positions", UserWarning)
+        generate(model, batch, max_new_tokens=1, **options)

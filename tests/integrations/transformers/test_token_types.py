@@ -195,3 +195,13 @@ def test_another_question_behind_a_cache_is_nothing_to_tell(family):
         ids = torch.cat([sequences, torch.tensor([[40, 41]])], 1)
         again = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "past_key_values": cache}
         generate(model, again, max_new_tokens=1)
+
+
+@pytest.mark.parametrize("family", BUILDERS)
+def test_what_is_no_cache_is_refused_as_such(family):
+    model = build(family)
+    with adatp.accelerate(model, CONFIG), torch.no_grad():
+        cache = model(**prompt(family), use_cache=True).past_key_values
+        pairs = tuple((layer.keys, layer.values) for layer in cache.layers)
+        with pytest.raises(TypeError, match="past_key_values: expected a transformers Cache, got tuple"):
+            model(**prompt(family), past_key_values=pairs)
