@@ -4,6 +4,9 @@ import contextlib
 
 import pytest
 import torch
+from masked_reference import generate
+
+import adatp_kernels as adatp
 
 
 @contextlib.contextmanager
@@ -32,3 +35,10 @@ def check_same(default, act):
         given = act()
     assert [tensor.dtype for tensor in given] == [tensor.dtype for tensor in expected]
     assert len(expected) > 0 and all(map(torch.equal, given, expected))
+
+
+def answers(model, inputs, config, **options):
+    """What an accelerated `generate` gives, and what is left in every layer."""
+    with adatp.accelerate(model, config, **options) as run:
+        sequences, logits, _ = generate(model, inputs, max_new_tokens=3)
+    return [sequences, logits, *[kept for row in range(len(sequences)) for _, kept in run.report(row).survivors]]

@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from default_contexts import answers, check_same, of_defaults
 from family_models import ALONG_TOKENS, VIDEO, batch_of, build, joined, prompt
 from masked_reference import TOLERANCE, MaskedReference, generate
 
@@ -173,3 +174,9 @@ def test_tokens_that_the_mask_does_not_leave_are_refused():
     for wrong in (gone, whole):
         with adatp.accelerate(model, CONFIG), pytest.raises(ValueError, match="input_ids: expected .* video tokens"):
             model.model(**wrong)
+
+
+@of_defaults
+def test_cells_are_read_the_same_whatever_new_tensors_have_by_default(default):
+    model, inputs = build(FAMILY), compressed(FEW)
+    check_same(default, lambda: answers(model, inputs, CONFIG))

@@ -5,9 +5,8 @@ import dataclasses
 import pytest
 import torch
 import torch.nn.functional as F
-from default_contexts import DEFAULTS, check_same, of_defaults
+from default_contexts import DEFAULTS, answers, check_same, of_defaults
 from family_models import BUILDERS, IMAGE, batch_of, build, prompt
-from masked_reference import generate
 from small_siglip import WordTokenizer, siglip
 
 import adatp_kernels as adatp
@@ -18,22 +17,15 @@ COMPACT = dataclasses.replace(CONFIG, compact_cache=True)
 RELEVANCE = [0.3004, 0.3004, 0.2998, 0.2998, 0.2998, 0.2998]
 
 
-def answers(model, inputs, config=CONFIG, **options):
-    """What an accelerated `generate` gives, and what is left in every layer."""
-    with adatp.accelerate(model, config, **options) as run:
-        sequences, logits, _ = generate(model, inputs, max_new_tokens=3)
-    return [sequences, logits, *[kept for row in range(len(sequences)) for _, kept in run.report(row).survivors]]
-
-
 @of_defaults
 @pytest.mark.parametrize("family", BUILDERS)
 def test_every_family_answers_the_same(family, default):
     if family == "qwen2_5_vl" and default is DEFAULTS["device"]:
         pytest.skip("not pruned, it needs its default device to have values, too")
     model, one, other = build(family), prompt(family), prompt(family, seed=1, after=(7, 8, 9))
-    check_same(default, lambda: answers(model, one))
+    check_same(default, lambda: answers(model, one, CONFIG))
     check_same(default, lambda: answers(model, batch_of([one, other]), COMPACT))
-    check_same(default, lambda: answers(model, one, relevance=RELEVANCE))
+    check_same(default, lambda: answers(model, one, CONFIG, relevance=RELEVANCE))
 
 
 @of_defaults
@@ -59,7 +51,7 @@ def test_images_between_videos(default):
         features = model.model.get_image_features(picture, inputs["image_sizes"]).pooler_output
     ids = F.pad(inputs["input_ids"], (len(features[0]), 0), value=IMAGE)
     inputs |= {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    check_same(default, lambda: answers(model, inputs, images="prune"))
+    check_same(default, lambda: answers(model, inputs, CONFIG, images="prune"))
 
 
 @of_defaults
@@ -82,7 +74,7 @@ def test_turns_on_one_cache(default):
 def test_siglip(default):
     model, inputs = build("llava_onevision"), prompt("llava_onevision")
     pair = (siglip(28), WordTokenizer())
-    check_same(default, lambda: answers(model, inputs, relevance=pair, question="a red ball"))
+    check_same(default, lambda: answers(model, inputs, CONFIG, relevance=pair, question="a red ball"))
 
 
 @of_defaults
