@@ -84,6 +84,8 @@ def column_sums(
         The columns ``[v0, v1)`` that are scored, ``0 ≤ v0 < v1 ≤ N``.
     lse : Tensor [B, Hq, T], optional
         Natural-log LSE of the rows, float32 or float64, as flash attention returns it; computed if absent.
+        Its values are not checked, for which a GPU would have to be waited for: NaN in a row that scores makes NaN of
+        the scores of all columns that it sees.
     query_mask : BoolTensor [B, T], optional
         False marks a row that does not score; a batch row without any gets zeros.
 

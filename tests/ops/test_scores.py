@@ -168,6 +168,14 @@ def test_nothing_leaks_from_padding(poison):
     )
 
 
+def test_nan_in_the_lse_shows_in_the_scores_of_all_that_its_row_sees():
+    query, key = inputs(7, 37, 64)
+    lse = row_lse(query, key, query_start=30)
+    lse[1, 2, 3] = math.nan
+    scores = column_sums(query, key, query_start=30, key_range=(4, 37), lse=lse)
+    assert scores[1, :30].isnan().all() and not scores[0].isnan().any()
+
+
 def test_float64_is_computed_in_float64():
     query, key = inputs(7, 37, 64, dtype=torch.float64)
     where = {"query_start": 30, "key_range": (0, 37)}

@@ -71,6 +71,19 @@ def test_turns_on_one_cache(default):
 
 
 @of_defaults
+def test_positions_without_a_mask(default):
+    model, inputs = build("llava_onevision"), prompt("llava_onevision")
+    inputs["position_ids"] = torch.arange(inputs["input_ids"].shape[1])[None]
+    del inputs["attention_mask"]
+
+    def act():
+        with adatp.accelerate(model, CONFIG) as run, torch.no_grad():
+            return [model(**inputs).logits, *[kept for _, kept in run.report().survivors]]
+
+    check_same(default, act)
+
+
+@of_defaults
 def test_siglip(default):
     model, inputs = build("llava_onevision"), prompt("llava_onevision")
     pair = (siglip(28), WordTokenizer())
