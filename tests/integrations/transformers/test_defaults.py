@@ -71,16 +71,13 @@ def test_turns_on_one_cache(default):
 
 
 @of_defaults
-def test_positions_without_a_mask(default):
+def test_packed_prompts_are_refused_by_name(default):
     model, inputs = build("llava_onevision"), prompt("llava_onevision")
-    inputs["position_ids"] = torch.arange(inputs["input_ids"].shape[1])[None]
     del inputs["attention_mask"]
-
-    def act():
-        with adatp.accelerate(model, CONFIG) as run, torch.no_grad():
-            return [model(**inputs).logits, *[kept for _, kept in run.report().survivors]]
-
-    check_same(default, act)
+    inputs["position_ids"] = torch.arange(inputs["input_ids"].shape[1])[None] % 20
+    refused = pytest.raises(ValueError, match="^position_ids: expected those of one prompt in a row")
+    with default(), adatp.accelerate(model, CONFIG), refused:
+        model(**inputs)
 
 
 @of_defaults
