@@ -11,7 +11,7 @@ import numpy as np
 from tqdm import tqdm
 
 from adatp_kernels.config import AdaTPConfig
-from adatp_kernels.demo.errors import DemoError
+from adatp_kernels.demo.errors import DemoError, check_output
 from adatp_kernels.demo.models import DemoModel, build_model, load_model
 from adatp_kernels.integrations.transformers import calibrate_prior
 from adatp_kernels.prior import save_prior
@@ -39,8 +39,7 @@ def run_calibrate(options: CalibrateOptions) -> None:
     for name in ("frames", "clips"):
         if getattr(options, name) < 1:
             raise DemoError(f"--{name}: expected at least 1, got {getattr(options, name)}")
-    if not options.output.parent.is_dir():
-        raise DemoError(f"no such directory for the prior: {options.output.parent}")
+    check_output(options.output, "prior")
     demo = load_model(options.model) if options.model else build_model()
     prompts = tqdm(_prompts(demo, options), total=options.clips, desc="content-free clips", delay=1, leave=False)
     try:

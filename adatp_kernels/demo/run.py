@@ -12,7 +12,7 @@ from tqdm import tqdm
 from adatp_kernels.config import AdaTPConfig
 from adatp_kernels.demo.asking import WAYS, answer, pruning, tell_times
 from adatp_kernels.demo.clips.film import film
-from adatp_kernels.demo.errors import DemoError
+from adatp_kernels.demo.errors import DemoError, check_output
 from adatp_kernels.demo.models import build_model, load_model
 from adatp_kernels.demo.picture import draw_survivors
 from adatp_kernels.demo.quiz import CLIP, run_quiz
@@ -55,8 +55,9 @@ def run_demo(options: DemoOptions) -> Report:
         value = getattr(options, name)
         if value is not None and value < 1:
             raise DemoError(f"--{name.replace('_', '-')}: expected at least 1, got {value}")
-    if not options.output.parent.is_dir():
-        raise DemoError(f"no such directory for the picture: {options.output.parent}")
+    check_output(options.output, "picture")
+    if options.output.suffix.lower() != ".png":
+        raise DemoError(f"--output: expected a name that ends with .png, got {options.output}")
     try:
         config = AdaTPConfig(target_flops=options.target_flops)
     except ValueError as error:

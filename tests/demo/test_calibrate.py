@@ -27,6 +27,7 @@ def test_a_prior_is_written_and_used(capsys, tmp_path):
         (("--frames", "0"), "--frames: expected at least 1, got 0"),
         (("--clips", "0"), "--clips: expected at least 1, got 0"),
         (("--output", "/nowhere/prior"), "no such directory for the prior"),
+        (("--output", "/"), "--output: expected a file for the prior, got a directory"),
         (("--model", "/nowhere"), "no such model"),
     ],
 )

@@ -146,6 +146,8 @@ def test_mistakes_end_with_one_line_and_code_2(capsys, tmp_path, clip, checkpoin
         ("--video", clip, "--target-flops", 1.5): "target_flops: expected a number in (0.0, 1.0], got 1.5",
         ("--video", clip, "--model", checkpoint, "--target-flops", 0.01): "target_flops: 0.01 cannot be reached",
         ("--output", tmp_path / "no" / "p.png"): "no such directory",
+        ("--output", tmp_path): "--output: expected a file for the picture, got a directory",
+        ("--output", tmp_path / "picture"): "--output: expected a name that ends with .png",
     }
     for arguments, message in mistakes.items():
         code, printed = run(capsys, *arguments)
