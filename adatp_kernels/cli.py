@@ -32,7 +32,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     demo.add_argument("--frames", type=int, help="frames to sample evenly (default: 32)")
     demo.add_argument(
-        "--output", type=Path, default=Path("adatp-demo.png"), help="picture to write (default: %(default)s)"
+        "--output", type=Path, default=Path("adatp-demo.png"), help="picture to write, a .png (default: %(default)s)"
     )
     demo.add_argument(
         "--target-flops", type=float, default=0.273, help="share of the visual FLOPs to keep (default: %(default)s)"

@@ -34,6 +34,13 @@ class _Carrying(DynamicLayer):
     dropped = 0
     interrupted = False
 
+    @classmethod
+    def like(cls, layer: DynamicLayer, **more: Any) -> Any:
+        """A layer with the tensors of `layer`, and what else it says."""
+        new = cls.__new__(cls)
+        new.__dict__.update(layer.__dict__, **more)
+        return new
+
     def mask_length(self) -> int:
         """Columns that a mask has for what the layer accounts for."""
         return super().get_seq_length()
@@ -95,13 +102,6 @@ class _Carrying(DynamicLayer):
 class WholeLayer(_Carrying):
     """A cache layer that holds every column, beside others that hold a part."""
 
-    @classmethod
-    def of(cls, layer: DynamicLayer) -> WholeLayer:
-        """A layer with the tensors of `layer`."""
-        new = cls()
-        new.__dict__.update(layer.__dict__)
-        return new
-
 
 class PrunedLayer(_Carrying):
     """A cache layer that holds a part of the prompt's columns and reports the length of all of them.
@@ -122,9 +122,7 @@ class PrunedLayer(_Carrying):
     @classmethod
     def of(cls, layer: DynamicLayer, columns: Tensor, covered: int) -> PrunedLayer:
         """`layer`'s tensors, of which the first ``columns.shape[1]`` entries stand for `columns`."""
-        new = cls.__new__(cls)
-        new.__dict__.update(layer.__dict__, columns=columns, covered=covered)
-        return new
+        return cls.like(layer, columns=columns, covered=covered)
 
     def mask_length(self) -> int:
         return self.covered + super().mask_length() - self.columns.shape[1]
@@ -173,10 +171,7 @@ class CompactedLayer(_Carrying):
     @classmethod
     def of(cls, layer: DynamicLayer, dropped: int) -> CompactedLayer:
         """A layer with the tensors of `layer`, from which so many more tokens were `dropped`."""
-        new = cls()
-        new.__dict__.update(layer.__dict__)
-        new.dropped += dropped
-        return new
+        return cls.like(layer, dropped=getattr(layer, "dropped", 0) + dropped)
 
 
 def take_columns(mask: Tensor, columns: Tensor) -> Tensor:

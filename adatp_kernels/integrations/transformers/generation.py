@@ -113,7 +113,7 @@ class GenerateWatch:
         call, ids, cache = self.call, arguments.get("input_ids"), cache_of(arguments)
         if call is None or ids is None:
             return
-        given = call.arguments.get("input_ids", call.arguments.get("inputs"))
+        given = prompt_of(call.arguments)
         name = next((name for name in _ASSISTANCE if _option(self._model, call.arguments, name) is not None), None)
         if name is None or not isinstance(given, Tensor):
             return

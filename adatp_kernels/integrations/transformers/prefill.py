@@ -276,7 +276,7 @@ class VideoPrefill:
         if self.survivors and self.cache is not None:
             layers = self.cache.layers
             if type(layers[0]) is DynamicLayer:
-                layers[0] = WholeLayer.of(layers[0])
+                layers[0] = WholeLayer.like(layers[0])
             layers[0].interrupted = True
 
     def _tell_cache(self, length: int) -> None:
@@ -293,7 +293,7 @@ class VideoPrefill:
             if number in self.columns:
                 layers[number] = PrunedLayer.of(layer, self.columns[number], self.past + length)
             elif self.columns and type(layer) is DynamicLayer:
-                layers[number] = WholeLayer.of(layer)
+                layers[number] = WholeLayer.like(layer)
         if self.columns:
             layers[0].served = False  # but to accelerated models
 

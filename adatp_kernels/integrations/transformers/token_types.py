@@ -6,7 +6,6 @@ ways without a word: other answers come out, pruned or not.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -19,6 +18,7 @@ from transformers.cache_utils import Cache
 from adatp_kernels.integrations.transformers.cache import cache_of
 from adatp_kernels.integrations.transformers.families.base import Family
 from adatp_kernels.integrations.transformers.generation import prompt_of
+from adatp_kernels.integrations.transformers.methods import positional_names
 from adatp_kernels.integrations.transformers.warning import warn_user
 
 _KINDS = "mm_token_type_ids"
@@ -38,7 +38,7 @@ class TokenTypes:
 
     def __init__(self, model: Any, family: Family, prunes: Callable[[dict[str, Any]], bool]) -> None:
         base = family.base(model)
-        self._used = hasattr(base, "get_rope_index") and _KINDS in inspect.signature(base.forward).parameters
+        self._used = hasattr(base, "get_rope_index") and _KINDS in positional_names(base.forward)
         self._prunes, self._video, self._image = prunes, family.token_id(model), family.image_id(model)
         self._warned = False
 
@@ -53,10 +53,8 @@ class TokenTypes:
             _check_kinds_came(arguments)
         try:
             yield
-        except (
-            StopIteration,
-            RuntimeError,
-        ) as error:  # as transformers has it where grids and kinds of tokens don't agree
+        except (StopIteration, RuntimeError) as error:
+            # So it ends in transformers where grids and kinds of tokens don't agree.
             if past and isinstance(error, StopIteration):
                 raise ValueError(_behind_a_cache(past)) from error
             if not past:

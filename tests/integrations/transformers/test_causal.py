@@ -17,8 +17,7 @@ MASKED = ["eager", "sdpa", "adatp"]
 def masks_by_kinds(
     config, inputs_embeds, attention_mask, past_key_values, position_ids, mm_token_type_ids=None, **more
 ):
-    """As models have it whose visual tokens see each other."""
-    raise NotImplementedError
+    """As models have it whose visual tokens see each other; it is only looked at."""
 
 
 SAYS = {

@@ -1,53 +1,22 @@
 """Text behind a video of Qwen2-VL or Qwen2.5-VL begins behind all of the video's moments, as the model was trained to read it."""
 
-import copy
-import inspect
 import math
-import pickle
 import random
-import threading
 
 import pytest
 import torch
-import transformers
-from family_models import BUILDERS, IMAGE, VIDEO, VISION_END, VISION_START, batch_of, build, prompt
-from masked_reference import TOLERANCE, MaskedReference, generate
+from family_models import BUILDERS, IMAGE, VIDEO, batch_of, build, prompt
+from masked_reference import TOLERANCE, generate
+from mrope_prompts import SHAPES, given, image, positions_of, video
 from snapshots import assert_unchanged, snapshot
 
 import adatp_kernels as adatp
-from adatp_kernels.integrations.transformers import families
 
 CONFIG = adatp.AdaTPConfig(target_flops=0.5, stages=(2, 3, 6, 9))
 BY_TIME = ("qwen2_vl", "qwen2_5_vl")
 PACE = {"qwen2_vl": None, "qwen2_5_vl": 2}  # numbers a second; Qwen2-VL counts frames
 
 
-def video(frames, height, width, seconds=1.0):
-    return VIDEO, frames, height, width, seconds
-
-
-def image(height, width):
-    return IMAGE, 1, height, width, None
-
-
-# Prompts row by row: how many tokens of text, what is seen (in tokens: time, height, width), text again. Each thing seen stands
-# between two tokens of its own, which are text.
-SHAPES = {
-    "square": [[3, video(16, 2, 2), 5]],
-    "short": [[3, video(2, 4, 4), 5]],
-    "wide": [[1, video(9, 2, 7), 4]],
-    "tall": [[0, video(10, 8, 3), 2]],
-    "one frame": [[2, video(1, 3, 3), 3]],
-    "two videos": [[2, video(6, 2, 3, 2.0), 3, video(12, 3, 2), 4]],
-    "images": [[2, image(5, 3), 1, image(2, 6), 4]],
-    "images and videos": [[2, image(6, 4), 1, video(11, 2, 2, 3.0), 2, image(9, 2), 0, video(3, 2, 2), 6]],
-    "batch": [
-        [3, video(16, 2, 2), 5],
-        [2, image(3, 3), 2, video(5, 4, 2, 2.0), 1],
-        [7, video(7, 2, 2, 4.0), 3, video(2, 1, 9), 2],
-    ],
-    "fractions": [[1, video(8, 2, 2, 2.5), 2, video(4, 2, 2), 3, video(6, 1, 2, 0.5), 2]],
-}
 # What get_rope_index of transformers 4.57.6 makes of them: of each row, the number at which every text begins, and the one after
 # the prompt's largest. Made with pip install --target old transformers==4.57.6 and models of the configuration of
 # findings/qwen_vl_positions.sh, to which SHAPES were given without mm_token_type_ids; it counts padding into rope_deltas, so
@@ -81,35 +50,6 @@ RECORDED = {
 # Fractions of a second count from #48669 on, which is in 5.24: 2.5 s are five numbers, not four.
 KEPT_FRACTIONS = [[0, 38, 49, 60, 63]]
 UNCHANGED = ("short", "one frame", "images")
-
-
-def given(rows):
-    """What a processor makes of prompts, padded on the left; seconds of all videos or, where each is one, of none."""
-    ids, kinds, grids, seconds = [], [], {IMAGE: [], VIDEO: []}, []
-    for row in rows:
-        ids.append([])
-        for part in row:
-            if isinstance(part, int):
-                ids[-1] += [7] * part
-                continue
-            token, frames, height, width, apart = part
-            ids[-1] += [VISION_START, *[token] * (frames * height * width), VISION_END]
-            grids[token].append([frames, 2 * height, 2 * width])
-            if token == VIDEO:
-                seconds.append(apart)
-    longest = max(map(len, ids))
-    mask = torch.tensor([[0] * (longest - len(row)) + [1] * len(row) for row in ids])
-    ids = torch.tensor([[0] * (longest - len(row)) + row for row in ids])
-    kinds = (ids == IMAGE).int() + 2 * (ids == VIDEO).int()
-    inputs = {"input_ids": ids, "attention_mask": mask, "mm_token_type_ids": kinds}
-    inputs |= {
-        name: torch.tensor(grids[token])
-        for token, name in ((IMAGE, "image_grid_thw"), (VIDEO, "video_grid_thw"))
-        if grids[token]
-    }
-    if any(apart != 1 for apart in seconds):
-        inputs["second_per_grid_ts"] = torch.tensor(seconds)
-    return inputs
 
 
 def numbers(row, pace, whole_seconds):
@@ -147,14 +87,6 @@ def whole_seconds(models):
     """Whether this transformers drops fractions of seconds."""
     positions, _ = models["qwen2_5_vl"].model.get_rope_index(**given([[video(2, 1, 1, 1.5)]]))
     return {1 + 2: True, 1 + 3: False}[positions[0, 0, 2].item()]
-
-
-def positions_of(model, inputs):
-    """Of each row the positions [3, n] of its tokens, and what is next."""
-    positions, deltas = model.model.get_rope_index(**inputs)
-    rows = [positions[:, row, mask.bool()] for row, mask in enumerate(inputs["attention_mask"])]
-    assert deltas.shape == (len(rows), 1) and deltas.dtype == positions.dtype == torch.int64
-    return rows, [delta + row.shape[1] for delta, row in zip(deltas[:, 0].tolist(), rows, strict=True)]
 
 
 @pytest.mark.parametrize("shape", SHAPES)
@@ -310,151 +242,3 @@ def test_a_forward_and_a_generate_read_the_same(family):
     with torch.no_grad():
         assert model(**inputs, position_ids=right).logits.equal(logits)
         assert (model(**inputs).logits - logits).abs().max() > 1e-2
-
-
-@pytest.mark.parametrize("family", BY_TIME)
-@pytest.mark.parametrize("outer", ["accelerate", "mrope_positions"])
-def test_with_accelerate(family, outer):
-    """What is kept is chosen from the right places, and read from them, however the two are nested."""
-    inputs, more = prompt(family, frames=9), prompt(family, frames=4, seed=2)
-    model = build(family)
-    generate(model, more, max_new_tokens=1)  # transformers installs hooks of its own at the first call
-    model.model.rope_deltas = None
-    before = snapshot(model)
-    entered = [lambda: adatp.accelerate(model, CONFIG), lambda: adatp.mrope_positions(model)]
-    first, second = entered if outer == "accelerate" else reversed(entered)
-    with first() as one, second() as other:
-        run = one if outer == "accelerate" else other
-        sequences, logits, cache = generate(model, inputs, max_new_tokens=5)
-        survivors = run.report().survivors
-        generate(model, more, max_new_tokens=1)
-        ids = torch.cat([sequences, torch.tensor([[12, 13]])], 1)
-        again = {"input_ids": ids, "attention_mask": torch.ones_like(ids), "past_key_values": cache}
-        following = generate(model, again, max_new_tokens=3)[1]
-    model.model.rope_deltas = None
-    assert_unchanged(model, before)
-    full = build(family, "eager")
-    reference = MaskedReference(full)
-    reference.add(survivors, 0, inputs["input_ids"].shape[1])
-    with adatp.mrope_positions(full):
-        expected_sequences, expected, cache = generate(full, inputs, max_new_tokens=5)
-        assert sequences.equal(expected_sequences) and (logits - expected).abs().max() <= TOLERANCE
-        expected = generate(full, {**again, "past_key_values": cache}, max_new_tokens=3)[1]
-        assert (following - expected).abs().max() <= TOLERANCE
-    reference.remove()
-    reference = MaskedReference(full)
-    reference.add(survivors, 0, inputs["input_ids"].shape[1])
-    assert (logits - generate(full, inputs, max_new_tokens=5)[1]).abs().max() > 1e-2  # transformers' own places
-
-
-class Stop(Exception):
-    pass
-
-
-@pytest.mark.parametrize("error", [None, Stop, KeyboardInterrupt])
-def test_the_model_is_left_as_it_was(error):
-    model = build("qwen2_5_vl")
-    inputs = prompt("qwen2_5_vl", frames=9)
-    before = snapshot(model)
-
-    def fail(*_):
-        raise error
-
-    with pytest.raises(error) if error else adatp.mrope_positions(model):
-        if error:
-            with adatp.mrope_positions(model):
-                hook = model.model.visual.register_forward_pre_hook(fail)
-                try:
-                    model(**inputs)
-                finally:
-                    hook.remove()
-    model.model.rope_deltas = None
-    assert_unchanged(model, before)
-    run = adatp.mrope_positions(model)
-    assert "get_rope_index" in vars(model.model)
-    run.remove()
-    run.remove()
-    assert_unchanged(model, before)
-    with pytest.raises(RuntimeError, match="mrope_positions: these were removed"), run:
-        pass
-
-
-@pytest.mark.parametrize("order", [(0, 1), (1, 0)])
-def test_who_asked_twice_is_served_until_both_have_left(order):
-    model, inputs = build("qwen2_vl"), given(SHAPES["square"])
-    before = snapshot(model)
-    runs = [adatp.mrope_positions(model) for _ in range(2)]
-    runs[order[0]].remove()
-    runs[order[0]].remove()
-    assert positions_of(model, inputs)[1] == [26]
-    runs[order[1]].remove()
-    assert_unchanged(model, before)
-
-
-def test_threads_come_and_go():
-    model, inputs, wrong = build("qwen2_vl"), given(SHAPES["square"]), []
-    before = snapshot(model)
-
-    def ask():
-        for _ in range(30):
-            with adatp.mrope_positions(model):
-                wrong.extend(end for end in positions_of(model, inputs)[1] if end != 26)
-
-    threads = [threading.Thread(target=ask) for _ in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not wrong
-    assert_unchanged(model, before)
-
-
-def test_a_model_is_not_copied_meanwhile():
-    model = build("qwen2_vl")
-    with adatp.mrope_positions(model):
-        for use in (copy.deepcopy, pickle.dumps):
-            with pytest.raises(RuntimeError, match="model: a model under mrope_positions cannot be copied"):
-                use(model)
-    assert "get_rope_index" not in vars(copy.deepcopy(model).model)
-
-
-def test_what_was_compiled_before_notices():
-    model, inputs = build("qwen2_vl"), given(SHAPES["square"])
-    names = ("input_ids", "mm_token_type_ids", "video_grid_thw", "attention_mask")
-    rest = {"image_grid_thw": None, "inputs_embeds": None, "past_key_values": None}
-    if "cache" in inspect.signature(model.model.compute_3d_position_ids).parameters:
-        rest["cache"] = rest.pop("past_key_values")
-    arguments = {**{name: inputs[name] for name in names}, **rest}
-    compiled = torch.compile(model.model.compute_3d_position_ids, backend="eager")
-    for _ in range(2):
-        assert compiled(**arguments)[0, 0, -1] == 11
-        with adatp.mrope_positions(model):
-            assert compiled(**arguments)[0, 0, -1] == 25
-
-
-def test_adapted_and_bare_models():
-    peft = pytest.importorskip("peft")
-    model, inputs = build("qwen2_vl"), given(SHAPES["square"])
-    with adatp.mrope_positions(model.model):
-        assert positions_of(model, inputs)[1] == [26]
-    adapted = peft.get_peft_model(model, peft.LoraConfig(target_modules=["q_proj"]))
-    with adatp.mrope_positions(adapted):
-        assert positions_of(model, inputs)[1] == [26]
-
-
-def test_unknown_models_are_refused(monkeypatch):
-    with pytest.raises(TypeError, match="model: expected a transformers model, got str"):
-        adatp.mrope_positions("qwen2_vl")
-    with pytest.raises(ValueError, match="model: LlamaModel .* is of no supported family"):
-        adatp.mrope_positions(transformers.LlamaModel(transformers.LlamaConfig(
-            hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, vocab_size=32
-        )))  # fmt: skip
-
-    class Mine(adatp.Family):
-        model_type = "mine"
-
-    monkeypatch.setattr(families, "FAMILIES", {**families.FAMILIES, "mine": Mine()})
-    model = build("qwen3_vl")
-    monkeypatch.setattr(type(model.config), "model_type", "mine")
-    with pytest.raises(ValueError, match=r"model: mrope_positions knows .*qwen2_vl.* got Qwen3VLModel .*'mine'"):
-        adatp.mrope_positions(model)
