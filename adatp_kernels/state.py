@@ -131,9 +131,8 @@ class PruningState:
         state = object.__new__(PruningState)  # `replace` takes some times as long
         vars(state).update(
             vars(self), _accepted=accepted, length=step.length, key_range=step.key_range, _remaining=rest, _tokens=tokens,
-            _prior=prior, _scores=scores, _columns=None,
+            _prior=prior, _scores=scores, _columns=None, kept=tokens[0],
         )  # fmt: skip
-        vars(state).pop("kept", None)
         return state
 
     @property

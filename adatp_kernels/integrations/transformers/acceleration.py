@@ -7,19 +7,18 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Any
 
-import torch
 from torch import Tensor, nn
-from torch.compiler import is_dynamo_compiling
 
 from adatp_kernels.config import AdaTPConfig
 from adatp_kernels.errors import choice
 from adatp_kernels.integrations.transformers import families
 from adatp_kernels.integrations.transformers.cache import PrunedMasks, Served, cache_of, check_cache
 from adatp_kernels.integrations.transformers.causal import check_causal
+from adatp_kernels.integrations.transformers.dynamo import out_of_dynamo
 from adatp_kernels.integrations.transformers.encodings import EncodingWatch
 from adatp_kernels.integrations.transformers.generation import GenerateWatch
 from adatp_kernels.integrations.transformers.head import watch_head
-from adatp_kernels.integrations.transformers.layers import LayerWatch, eval_frame_callback
+from adatp_kernels.integrations.transformers.layers import LayerWatch
 from adatp_kernels.integrations.transformers.methods import NotCopied, positional_names
 from adatp_kernels.integrations.transformers.misplaced import MisplacedText, host_grids
 from adatp_kernels.integrations.transformers.prefill import VideoPrefill
@@ -236,16 +235,16 @@ class Acceleration(NotCopied):
     # What runs before and after the model, its vision tower and its layers.
 
     def _run_model(self, _: int, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        plain = not is_dynamo_compiling() and eval_frame_callback() is None
-        if not (self._begin if plain else self._begin_out_of_dynamo)(args, kwargs):
+        if not self._begin(args, kwargs):
             return forward(*args, **kwargs)
         output = None
         try:
             output = forward(*args, **kwargs)
         finally:  # also what is no Exception ends a forward: KeyboardInterrupt, SystemExit
-            (self._end if plain else self._end_out_of_dynamo)(output)
+            self._end(output)
         return output
 
+    @out_of_dynamo
     def _begin(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
         if not self._turns.begin_forward():
             return False
@@ -258,8 +257,6 @@ class Acceleration(NotCopied):
             self._turns.end_forward()
             raise
         return True
-
-    _begin_out_of_dynamo = torch.compiler.disable(_begin)
 
     def _find_prompt(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         """Get ready for a prompt that is to be pruned, or for a cache that was."""
@@ -323,15 +320,10 @@ class Acceleration(NotCopied):
     def _run_layer(
         self, number: int, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     ) -> Any:
-        # Past what keeps dynamo out where there is nothing to keep out: it costs as much as what it stands around.
-        plain = not is_dynamo_compiling() and eval_frame_callback() is None
-        before = self._before_layer if plain else self._before_layer_out_of_dynamo
-        output = forward(*args, **before(number, args, kwargs))
-        if number not in self._taps:
-            return output
-        after = self._after_layer if plain else self._after_layer_out_of_dynamo
-        return after(number, output)
+        output = forward(*args, **self._before_layer(number, args, kwargs))
+        return self._after_layer(number, output) if number in self._taps else output
 
+    @out_of_dynamo
     def _before_layer(self, number: int, args: tuple[Any, ...], kwargs: dict[str, Any]) -> dict[str, Any]:
         prefill = self._prefill
         assert prefill is not None
@@ -345,15 +337,13 @@ class Acceleration(NotCopied):
             self._taps[number].open()
         return prefill.before_layer(number, hidden, kwargs)
 
+    @out_of_dynamo
     def _after_layer(self, number: int, output: Tensor) -> Tensor:
         assert self._prefill is not None
         tap = self._taps[number]
         tap.close()
         seen = tap.take()
         return output if seen is None else self._prefill.after_layer(number, output, seen)
-
-    _before_layer_out_of_dynamo = torch.compiler.disable(_before_layer)
-    _after_layer_out_of_dynamo = torch.compiler.disable(_after_layer)
 
     def _frames(self, hidden: Tensor) -> tuple[list[Tensor], list[Tensor]]:
         """Of each row what stands for the frames, pixels if the family shows them, and their features [num_frames, d]."""
@@ -378,6 +368,7 @@ class Acceleration(NotCopied):
             with_images(*row) for row in zip(visuals, features, strict=True)
         ]
 
+    @out_of_dynamo
     def _end(self, output: Any) -> None:
         prefill, rope_deltas = self._prefill, self._rope_deltas.end()
         self._forget()
@@ -388,5 +379,3 @@ class Acceleration(NotCopied):
         elif prefill is not None:
             self._last = prefill.finish()
             self._rope_deltas.keep(prefill, rope_deltas)
-
-    _end_out_of_dynamo = torch.compiler.disable(_end)

@@ -224,7 +224,7 @@ def columns_held(layer: Any, past: int, kept: Tensor) -> Tensor:
     if not past:
         return kept
     old = [torch.arange(past, device=kept.device).expand(len(kept), -1)]
-    if isinstance(layer, PrunedLayer):
+    if type(layer) is PrunedLayer:
         old = [layer.columns, old[0][:, layer.covered :]]
     return torch.cat([*old, kept + past], dim=1)
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
+
+from adatp_kernels.layout import VisualLayout
 
 
 def check_causal(model: Any, decoder: Any) -> None:
@@ -36,8 +39,8 @@ def check_causal(model: Any, decoder: Any) -> None:
         raise ValueError(f"model: accelerate supports decoders that are causal only, got {reason}")
 
 
-def check_causal_mask(mask: Any, first: int, past: int) -> None:
-    """Raise if a `mask` [B, H, T, past + T] lets a token from column `first` of the prompt on see the next one.
+def check_causal_mask(mask: Any, layouts: Sequence[VisualLayout], past: int) -> None:
+    """Raise if a `mask` [B, H, T, past + T] lets a token behind the first visual one of every row see the next one.
 
     Parameters
     ----------
@@ -51,6 +54,7 @@ def check_causal_mask(mask: Any, first: int, past: int) -> None:
     """
     if not isinstance(mask, Tensor) or mask.dim() != 4 or mask.shape[3] != past + mask.shape[2]:
         return
+    first = max(int(layout.index[0]) for layout in layouts)
     following = mask.diagonal(past + 1, dim1=2, dim2=3)[..., first:]
     seen = following if mask.dtype == torch.bool else following > torch.finfo(mask.dtype).min / 2
     if seen.any():

@@ -6,11 +6,11 @@ import threading
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.utils.weak import WeakTensorKeyDictionary
 from transformers.utils import ModelOutput
 
+from adatp_kernels.integrations.transformers.dynamo import out_of_dynamo
 from adatp_kernels.integrations.transformers.families.base import Family
 from adatp_kernels.integrations.transformers.methods import MethodWatch, NotCopied, positional_names
 from adatp_kernels.integrations.transformers.turns import Turns
@@ -45,7 +45,8 @@ class EncodingWatch(NotCopied):
 
     def forget(self) -> None:
         """Before and after a forward: what was encoded until now in this thread is not this forward's."""
-        self._here.seen = {}
+        if self._here.seen:
+            self._here.seen = {}
 
     def of(self, arguments: dict[str, Any]) -> dict[str, Any]:
         """What is remembered of the video that comes with the `arguments` of a forward, or was encoded within it."""
@@ -80,19 +81,20 @@ class EncodingWatch(NotCopied):
             self._end(output)
         return output
 
-    @torch.compiler.disable
+    @out_of_dynamo
     def _begin(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         self._here.arguments = {**dict(zip(self._names, args, strict=False)), **kwargs} if args else kwargs
         self._here.seen = {}
 
-    @torch.compiler.disable
+    @out_of_dynamo
     def _end(self, output: Any) -> None:
         self._here.arguments = None
-        if isinstance(output, ModelOutput):
+        # Within a forward it is of that one, and nobody is handed it.
+        if isinstance(output, ModelOutput) and not self._turns.in_forward():
             for tensor in _tensors(output):
                 self._known[tensor] = self._here.seen
 
-    @torch.compiler.disable
+    @out_of_dynamo
     def _after_tower(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], output: Any) -> None:
         arguments = self._here.arguments
         if arguments is None:

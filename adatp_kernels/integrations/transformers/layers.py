@@ -11,19 +11,12 @@ import functools
 from collections.abc import Callable
 from typing import Any
 
-import torch
 from torch import nn
 
 from adatp_kernels.integrations.transformers.methods import refuse_copy
 
 # Runs a layer: its number, its own forward, and the arguments of this call.
 Around = Callable[[int, Callable[..., Any], tuple[Any, ...], dict[str, Any]], Any]
-
-# What dynamo put before the frames of this thread; None: nothing, so that no frame has to be kept from it. Where torch does
-# not tell, every frame is.
-eval_frame_callback: Callable[[], Any] = getattr(
-    torch._C._dynamo.eval_frame, "get_eval_frame_callback", lambda: NotImplemented
-)
 
 
 class LayerWatch:

@@ -131,7 +131,7 @@ class VideoPrefill:
         self.cache: Any = cache_of(kwargs)
         self.past = columns_before(self.cache)
         layers = () if self.cache is None else self.cache.layers
-        self._pruned_before = any([isinstance(layer, PrunedLayer) for layer in layers])
+        self._pruned_before = any([type(layer) is PrunedLayer for layer in layers])
         self._compacts = self.cache is not None and self.pruner.config.compact_cache
         if self.key_mask is not None:
             self.key_mask = self.key_mask[:, -hidden.shape[1] - self.past :]
@@ -144,7 +144,7 @@ class VideoPrefill:
         self._device: torch.device | None = None  # where state, cos and sin were brought together
         self.clock = PhaseClock(hidden.device)
         layouts = [row.layout for row in self.visuals]
-        check_causal_mask(kwargs.get("attention_mask"), max(layout.key_range[0] for layout in layouts), self.past)
+        check_causal_mask(kwargs.get("attention_mask"), layouts, self.past)
         segments = [self._segments(row, frames) for row, frames in zip(self.visuals, features, strict=True)]
         length, device = hidden.shape[1], hidden.device
         if _alike(layouts, segments, relevance, self.padding, self.whole):
@@ -187,7 +187,7 @@ class VideoPrefill:
         """The layer's keyword arguments, cut down to the tokens that are left."""
         self.entered.append(hidden.shape[1])
         layer = self.cache.layers[number] if self._pruned_before and number < len(self.cache.layers) else None
-        before = layer.columns if isinstance(layer, PrunedLayer) else None
+        before = layer.columns if type(layer) is PrunedLayer else None
         if before is None and not self.survivors:
             return kwargs
         # Layers between two stages that held the same before hold, and mask, the same now.
@@ -284,14 +284,15 @@ class VideoPrefill:
         assert self.state is not None
         layers, kept = self.cache.layers, self.state.kept
         if self._compacts:
-            if self.key_mask is None and not any(isinstance(layer, PrunedLayer) for layer in layers):
+            if self.key_mask is None and not any([type(layer) is PrunedLayer for layer in layers]):
                 layers[:] = [CompactedLayer.of(layer, length - self.state.length) for layer in layers]
                 return
             # With padding the rows' masks differ, so every layer has to know its columns.
             self.columns = {number: columns_held(layer, self.past, kept) for number, layer in enumerate(layers)}
         for number, layer in enumerate(layers):
-            if number in self.columns:
-                layers[number] = PrunedLayer.of(layer, self.columns[number], self.past + length)
+            held = self.columns.get(number)
+            if held is not None:
+                layers[number] = PrunedLayer.of(layer, held, self.past + length)
             elif self.columns and type(layer) is DynamicLayer:
                 layers[number] = WholeLayer.like(layer)
         if self.columns:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -23,16 +24,12 @@ class PhaseClock:
     """
 
     def __init__(self, device: torch.device) -> None:
-        self._cuda = device.type == "cuda"
+        self._now: Callable[[], float | torch.cuda.Event] = _event if device.type == "cuda" else time.perf_counter
         self._marks: list[tuple[str | None, float | torch.cuda.Event]] = []
 
     def mark(self, phase: str | None) -> None:
         """A phase of a stage was launched; None: a stage begins."""
-        now: float | torch.cuda.Event = time.perf_counter()
-        if self._cuda:
-            now = torch.cuda.Event(enable_timing=True)
-            now.record()
-        self._marks.append((phase, now))
+        self._marks.append((phase, self._now()))
 
     def seconds(self) -> dict[str, float]:
         """Seconds per phase, all stages together. On CUDA this waits for the device."""
@@ -48,7 +45,13 @@ class PhaseClock:
         return total
 
 
-@dataclass(frozen=True, eq=False)
+def _event() -> torch.cuda.Event:
+    event = torch.cuda.Event(enable_timing=True)
+    event.record()
+    return event
+
+
+@dataclass(eq=False, slots=True)  # not frozen, as it is made for every prompt
 class PromptRecord:
     """What is remembered of a batch of prompts that ran; nothing of the size of its pixels or its cache.
 

@@ -15,11 +15,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.compiler import is_dynamo_compiling
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS, AttentionInterface
 
 from adatp_kernels.integrations.transformers import attention
-from adatp_kernels.integrations.transformers.layers import eval_frame_callback
+from adatp_kernels.integrations.transformers.dynamo import out_of_dynamo
 
 _NAME = "adatp_tap"
 
@@ -111,26 +110,19 @@ class AttentionTap:
         return self._functions[found]
 
 
+@out_of_dynamo
 def _tapped_attention(
     module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
-) -> tuple[Tensor, Tensor | None]:
-    if is_dynamo_compiling() or eval_frame_callback() is not None:
-        return _seen_out_of_dynamo(module, query, key, value, attention_mask, **options)
-    return _seen_attention(module, query, key, value, attention_mask, **options)
-
-
-def _seen_attention(
-    module: Any, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, **options: Any
 ) -> tuple[Tensor, Tensor | None]:
     """The module's own attention, seen."""
     tap = module.config._adatp_tap
     tap.close()
     function, lse = tap.function(module.config), None
     if function is None:
-        output, lse = attention.attention_with_lse(module, query, key, value, mask, **options)
+        output, lse = attention.attention_with_lse(module, query, key, value, attention_mask, **options)
         result: tuple[Tensor, Tensor | None] = (output, None)
     else:
-        result = function(module, query, key, value, mask, **options)
+        result = function(module, query, key, value, attention_mask, **options)
     # Scored in the dtype that the attention computed in, to which an LSE of it belongs.
     if _any_autocast():
         query, key = attention.under_autocast(query, key)
@@ -138,7 +130,6 @@ def _seen_attention(
     return result
 
 
-_seen_out_of_dynamo = torch.compiler.disable(_seen_attention)
 # Whether autocast is on for any device; where torch does not tell, it is looked up for the tensors' own.
 _any_autocast: Callable[[], bool] = getattr(torch._C, "_is_any_autocast_enabled", lambda: True)
 

@@ -16,7 +16,7 @@ class Turns:
 
     def __init__(self) -> None:
         self._changed = threading.Condition()
-        self._closed = False
+        self._closing = self._closed = False
         self._forward: int | None = None
         self._generates: Counter[int] = Counter()
 
@@ -49,7 +49,7 @@ class Turns:
         """This thread's forward has ended, or was given up."""
         with self._changed:
             self._forward = None
-            self._changed.notify_all()
+            self._tell()
 
     @contextmanager
     def generate(self) -> Iterator[None]:
@@ -63,7 +63,12 @@ class Turns:
             with self._changed:
                 self._generates[thread] -= 1
                 self._generates += Counter()  # drops those that are zero
-                self._changed.notify_all()
+                self._tell()
+
+    def _tell(self) -> None:
+        """Somebody has ended something; only `close` waits for that."""
+        if self._closing:
+            self._changed.notify_all()
 
     def in_forward(self) -> bool:
         """Whether this thread is."""
@@ -85,6 +90,7 @@ class Turns:
                     "remove: this thread is in the middle of a forward or a generate of the accelerated model, which goes on pruned; "
                     "remove the acceleration after it"
                 )
+            self._closing = True
             free = lambda: self._forward is None and not +self._generates  # noqa: E731
             if not self._changed.wait_for(free, _PATIENCE):
                 warnings.warn(

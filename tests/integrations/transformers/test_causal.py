@@ -8,6 +8,7 @@ from masked_reference import generate
 from snapshots import assert_unchanged, snapshot
 
 import adatp_kernels as adatp
+from adatp_kernels import VisualLayout
 from adatp_kernels.integrations.transformers.causal import check_causal_mask
 
 CONFIG = adatp.AdaTPConfig(target_flops=0.5, stages=(2, 3, 6, 9))
@@ -105,6 +106,7 @@ def test_what_a_mask_says(attention, block, padded):
 def test_every_place_of_a_mask(dtype, past):
     """From the first visual token on; padding before it may see whatever keeps its softmax finite."""
     length, first = 6, 2
+    layouts = [VisualLayout.grid(1, 1, start) for start in (1, first)]
     causal = torch.ones(2, 1, length, past + length, dtype=torch.bool).tril(past)
     for row in range(length - 1):
         mask = causal.clone()
@@ -112,9 +114,9 @@ def test_every_place_of_a_mask(dtype, past):
         if dtype != torch.bool:
             mask = torch.zeros(mask.shape, dtype=dtype).masked_fill(~mask, torch.finfo(dtype).min)
         if row < first:
-            check_causal_mask(mask, first, past)
+            check_causal_mask(mask, layouts, past)
         else:
             with pytest.raises(ValueError, match="attention_mask"):
-                check_causal_mask(mask, first, past)
+                check_causal_mask(mask, layouts, past)
     for unclear in (None, torch.ones(2, length), causal[..., :-1]):
-        check_causal_mask(unclear, first, past)
+        check_causal_mask(unclear, layouts, past)

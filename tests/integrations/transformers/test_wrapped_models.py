@@ -11,7 +11,7 @@ from transformers import DynamicCache
 
 import adatp_kernels as adatp
 from adatp_kernels.integrations.transformers import families
-from adatp_kernels.integrations.transformers.layers import eval_frame_callback
+from adatp_kernels.integrations.transformers.dynamo import eval_frame_callback
 from adatp_kernels.integrations.transformers.prefill import VideoPrefill
 from adatp_kernels.integrations.transformers.tap import AttentionTap, Seen
 from adatp_kernels.integrations.transformers.visuals import find_visuals
