@@ -31,6 +31,12 @@ class _Call:
     chunk_size: int | None
 
 
+class _Here(threading.local):
+    """Of this thread: the `generate` that it is in."""
+
+    call: _Call | None = None
+
+
 class GenerateWatch:
     """Stands before a model's `generate` until removed; hides nothing of it.
 
@@ -46,7 +52,7 @@ class GenerateWatch:
 
     def __init__(self, model: Any, family: Family, turns: Turns, within: Sequence[Within] = ()) -> None:
         self._model, self._family, self._turns, self._within = model, family, turns, within
-        self._here = threading.local()
+        self._here = _Here()
         self._method = MethodWatch(model, "generate", self._run)
 
     def _run(self, generate: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
@@ -68,7 +74,7 @@ class GenerateWatch:
     @property
     def call(self) -> _Call | None:
         """The `generate` that this thread is in, an object of its own for each."""
-        return getattr(self._here, "call", None)
+        return self._here.call
 
     @property
     def chunk_size(self) -> int | None:
