@@ -40,12 +40,16 @@ def check_causal(model: Any, decoder: Any) -> None:
 
 
 def check_causal_mask(mask: Any, layouts: Sequence[VisualLayout], past: int) -> None:
-    """Raise if a `mask` [B, H, T, past + T] lets a token behind the first visual one of every row see the next one.
+    """Raise if a `mask` [B, H, T, past + T] lets a token see the next one, once the visual tokens of every row have begun.
 
     Parameters
     ----------
     mask : Tensor or None
         True, or zero, where a token is seen; what says less than which token sees which is let pass.
+    layouts : sequence of VisualLayout
+        Of each row.
+    past : int
+        Columns that the cache holds already.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""Keeps torch.compile out of what stands around a model, at no cost where nothing is compiled."""
+"""Keeps torch.compile out of what stands around a model, next to free where nothing is compiled."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import ParamSpec, TypeVar
 import torch
 from torch.compiler import is_dynamo_compiling
 
-Arguments = ParamSpec("Arguments")
-Result = TypeVar("Result")
+_Arguments = ParamSpec("_Arguments")
+_Result = TypeVar("_Result")
 
 # What dynamo put before the frames of this thread; None: nothing, so that no frame has to be kept from it. Where torch does
 # not tell, every frame is.
@@ -19,15 +19,15 @@ eval_frame_callback: Callable[[], object] = getattr(
 )
 
 
-def out_of_dynamo(function: Callable[Arguments, Result]) -> Callable[Arguments, Result]:
+def out_of_dynamo(function: Callable[_Arguments, _Result]) -> Callable[_Arguments, _Result]:
     """Decorator: `function` under ``torch.compiler.disable``, past that where there is nothing to keep out.
 
-    It costs several microseconds, as much as what it stands around.
+    That costs several microseconds, as much as what it stands around.
     """
     disabled = torch.compiler.disable(function)
 
     @functools.wraps(function)
-    def run(*args: Arguments.args, **kwargs: Arguments.kwargs) -> Result:
+    def run(*args: _Arguments.args, **kwargs: _Arguments.kwargs) -> _Result:
         if is_dynamo_compiling() or eval_frame_callback() is not None:
             return disabled(*args, **kwargs)
         return function(*args, **kwargs)

@@ -39,8 +39,11 @@ class EncodingWatch(NotCopied):
         tower = family.vision_tower(model)
         if tower is not None:
             name = f"get_{family.modality}_features"
-            self._names = positional_names(getattr(family.base(model), name, lambda: None))
-            self._method = MethodWatch(family.base(model), name, self._run)
+            base = family.base(model)
+            self._names = positional_names(getattr(base, name, lambda: None))
+            # Older versions encode within the forward alone.
+            self._handed_on = "mm_encoder_outputs" in positional_names(base.forward)
+            self._method = MethodWatch(base, name, self._run)
             self._handle = tower.register_forward_hook(self._after_tower, with_kwargs=True)
 
     def forget(self) -> None:
@@ -89,8 +92,7 @@ class EncodingWatch(NotCopied):
     @out_of_dynamo
     def _end(self, output: Any) -> None:
         self._here.arguments = None
-        # Within a forward it is of that one, and nobody is handed it.
-        if isinstance(output, ModelOutput) and not self._turns.in_forward():
+        if self._handed_on and isinstance(output, ModelOutput):
             for tensor in _tensors(output):
                 self._known[tensor] = self._here.seen
 
