@@ -1,0 +1,43 @@
+"""What goes wrong with a user's files and words, as opposed to with the program."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+
+class Mistake(Exception):
+    """A mistake of the user's that one line explains; the command line prints it and exits with 2."""
+
+
+def check_output(path: Path, what: str, suffixes: Sequence[str] = ()) -> None:
+    """Raise unless a file of this name can be written, before there is anything to write.
+
+    Parameters
+    ----------
+    path : Path
+    what : str
+        What is to be written, for the message.
+    suffixes : sequence of str
+        How its name may end, in lower case; any if there are none.
+
+    Raises
+    ------
+    Mistake
+    """
+    if path.is_dir():
+        raise Mistake(f"expected a file for the {what}, got a directory: {path}")
+    if suffixes and path.suffix.lower() not in suffixes:
+        raise Mistake(f"the {what}'s name must end with {' or '.join(suffixes)}, got {path}")
+    folder = path.parent
+    if not folder.is_dir():
+        raise Mistake(f"no such directory for the {what}: {folder}")
+    there = path.exists()
+    try:
+        # Opened, not asked about: some folders, and some users, are not what their permissions say.
+        with path.open("ab"):
+            pass
+    except OSError as error:
+        raise Mistake(f"the {what} cannot be written to {path}: {error.strerror}") from error
+    if not there:
+        path.unlink()
