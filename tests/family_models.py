@@ -144,15 +144,26 @@ def for_tests(model, attention):
 
 
 def prompt(family, frames=6, *, shots=3, seed=0, size=28, before=(1, 5, 6), after=(7, 8, 9, 10, 11)):
-    """A prompt with a video of several shots; frames of one shot differ a little."""
+    """A prompt with a video of several shots; frames of one shot differ a little.
+
+    `size` is that of the pixels: of a square, or where the family bears it, height and width in multiples of 14.
+    """
+    height, width = (size, size) if isinstance(size, int) else size
     generator = torch.Generator().manual_seed(seed)
-    scene = torch.randn(shots, 3, size, size, generator=generator)
+    scene = torch.randn(shots, 3, height, width, generator=generator)
     pixels = scene[torch.arange(frames) * shots // frames] + 0.1 * torch.randn(
-        frames, 3, size, size, generator=generator
+        frames, 3, height, width, generator=generator
     )
+    return prompt_of(family, pixels, before=before, after=after)
+
+
+def prompt_of(family, pixels, *, before=(1, 5, 6), after=(7, 8, 9, 10, 11)):
+    """A prompt with a video of `pixels` [frames, 3, H, W]."""
+    frames, _, height, width = pixels.shape
+    grid, cells = [height // 7, width // 7], (height // 14) * (width // 14)
     extra = {}
     if family == "llava_onevision":
-        side = -(-(size // 7) // 2)
+        side = -(-(height // 7) // 2)
         video, extra["pixel_values_videos"] = [VIDEO] * (frames * side * side + 1), pixels[None]
     elif family == "llava_next_video":
         video, extra["pixel_values_videos"] = [VIDEO] * (frames * CELLS), pixels[None]
@@ -164,22 +175,79 @@ def prompt(family, frames=6, *, shots=3, seed=0, size=28, before=(1, 5, 6), afte
             pixels[None],
         )
     elif family == "video_llama_3":
-        video = [VIDEO] * (frames * CELLS)
+        video = [VIDEO] * (frames * cells)
         extra["pixel_values_videos"] = _patches(pixels, 1)
-        extra["video_grid_thw"], extra["video_merge_sizes"] = torch.tensor([[frames, 4, 4]]), torch.tensor([2])
+        extra["video_grid_thw"], extra["video_merge_sizes"] = torch.tensor([[frames, *grid]]), torch.tensor([2])
     else:  # Qwen: two pictures make a frame
         pixels = pixels.repeat_interleave(2, 0)
-        one = [VISION_START, *[VIDEO] * CELLS, VISION_END]
-        video = [VISION_START, *[VIDEO] * (frames * CELLS), VISION_END]
+        one = [VISION_START, *[VIDEO] * cells, VISION_END]
+        video = [VISION_START, *[VIDEO] * (frames * cells), VISION_END]
         if family == "qwen3_vl":  # a timestamp before every frame
             video = [token for number in range(frames) for token in (30 + number, *one)]
-        extra["pixel_values_videos"], extra["video_grid_thw"] = _patches(pixels, 2), torch.tensor([[frames, 4, 4]])
+        extra["pixel_values_videos"], extra["video_grid_thw"] = _patches(pixels, 2), torch.tensor([[frames, *grid]])
         if family == "qwen2_5_vl":
             extra["second_per_grid_ts"] = torch.ones(1)
     ids = torch.tensor([[*before, *video, *after]])
     if family.startswith("qwen"):
         extra["mm_token_type_ids"] = 2 * (ids == VIDEO).int()
     return {"input_ids": ids, "attention_mask": torch.ones_like(ids), **extra}
+
+
+def compressed(kept, *, grid=(4, 4), merge=2, seed=0, before=(1, 5, 6), after=(7, 8, 9, 10, 11)):
+    """A prompt with a video of which each frame has the cells `kept`, lists of numbers; a time stands before each frame."""
+    height, width = grid
+    generator = torch.Generator().manual_seed(seed)
+    scene = torch.randn(height * width, 3 * 49, generator=generator)
+    pixels = scene + 0.1 * torch.randn(len(kept), height * width, 3 * 49, generator=generator)
+    mask = torch.zeros(len(kept), height * width // merge**2, dtype=torch.bool)
+    for frame, cells in enumerate(kept):
+        mask[frame, cells] = True
+    tokens = [token for frame, cells in enumerate(kept) for token in (30 + frame, 20, *[VIDEO] * len(cells))]
+    ids = torch.tensor([[*before, *tokens, *after]])
+    return {
+        "input_ids": ids,
+        "attention_mask": torch.ones_like(ids),
+        "pixel_values_videos": pixels.flatten(0, 1),
+        "video_grid_thw": torch.tensor([[len(kept), height, width]]),
+        "video_merge_sizes": torch.tensor([merge]),
+        "video_compression_mask": mask.flatten(),
+    }
+
+
+WITH_IMAGES = ("llava_onevision", "llava_next_video", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "video_llama_3")
+
+
+def image_of(family, seed=5):
+    """What an image of a family comes as, and its tokens; Qwen's stands between two that are text."""
+    generator = torch.Generator().manual_seed(seed)
+    if family.startswith("llava"):
+        inputs = {
+            "pixel_values": torch.randn(1, 2, 3, 28, 28, generator=generator),
+            "image_sizes": torch.tensor([[28, 28]]),
+        }
+        with torch.no_grad():
+            size = len(build(family).model.get_image_features(**inputs).pooler_output[0])
+        return inputs, [IMAGE] * size
+    pictures = 1 if family == "video_llama_3" else 2
+    inputs = {
+        "pixel_values": torch.randn(16, 3 * pictures * 49, generator=generator),
+        "image_grid_thw": torch.tensor([[1, 4, 4]]),
+    }
+    if family == "video_llama_3":
+        return inputs | {"image_merge_sizes": torch.tensor([2])}, [IMAGE] * CELLS
+    return inputs, [VISION_START, *[IMAGE] * CELLS, VISION_END]
+
+
+def with_image(family, *, first=False, between=(40, 41), question=(7, 8, 9), **options):
+    """A prompt with a video and an image behind it, or before it; then the question."""
+    inputs, (image, tokens) = prompt(family, after=(), **options), image_of(family)
+    ids = inputs["input_ids"][0].tolist()
+    ids = [*tokens, *between, *ids, *question] if first else [*ids, *between, *tokens, *question]
+    ids = torch.tensor([ids])
+    inputs |= image | {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+    if "mm_token_type_ids" in inputs:
+        inputs["mm_token_type_ids"] = (ids == IMAGE).int() + 2 * (ids == VIDEO).int()
+    return inputs
 
 
 ALONG_TOKENS = ("input_ids", "attention_mask", "mm_token_type_ids")
@@ -205,6 +273,7 @@ def joined(prompts):
 
 
 def _patches(pixels, pictures):
-    """Frames [n · pictures, 3, 28, 28] as patches [n · 16, 3 · pictures · 49], two by two together."""
-    parts = pixels.reshape(-1, pictures, 3, 2, 2, 7, 2, 2, 7)
+    """Frames [n · pictures, 3, H, W] as patches [n · H · W / 49, 3 · pictures · 49], two by two together."""
+    rows, columns = pixels.shape[-2] // 14, pixels.shape[-1] // 14
+    parts = pixels.reshape(-1, pictures, 3, rows, 2, 7, columns, 2, 7)
     return parts.permute(0, 3, 6, 4, 7, 2, 1, 5, 8).reshape(-1, 3 * pictures * 49)

@@ -218,7 +218,9 @@ class Acceleration(NotCopied):
         if self._last is None:
             raise RuntimeError("report: no video prompt has run yet under this acceleration")
         return self._last.report(
-            row, **{name: width for name, width in self._pruner.decoder.items() if name != "num_layers"}
+            row,
+            pictures_per_frame=self._family.pictures_per_frame(self._model),
+            **{name: width for name, width in self._pruner.decoder.items() if name != "num_layers"},
         )
 
     def _forget(self) -> None:

@@ -64,8 +64,11 @@ class MisplacedText:
 
 def host_grids(arguments: dict[str, Any]) -> dict[str, Any]:
     """The `arguments` with the sizes of videos on the host, where several ask for them."""
-    grids = arguments.get("video_grid_thw")
-    return arguments if not isinstance(grids, Tensor) or grids.is_cpu else {**arguments, "video_grid_thw": grids.cpu()}
+    for name in ("video_grid_thw", "video_merge_sizes"):
+        sizes = arguments.get(name)
+        if isinstance(sizes, Tensor) and not sizes.is_cpu:
+            arguments = {**arguments, name: sizes.cpu()}
+    return arguments
 
 
 def _message(name: str, frames: int, begins: int, right: int) -> str:

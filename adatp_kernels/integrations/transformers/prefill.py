@@ -263,7 +263,7 @@ class VideoPrefill:
             self._tell_cache(self.entered[0])
         return PromptRecord(
             state=self.state,
-            layouts=tuple([row.layout for row in self.visuals]),
+            visuals=tuple(self.visuals),
             masked=tuple(self.masked),
             entered=tuple(self.entered),
             survivors=tuple(self.survivors),

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from adatp_kernels.errors import integer
+from adatp_kernels.integrations.transformers.visuals import Grid, Visuals
 from adatp_kernels.layout import VisualLayout
 from adatp_kernels.plan import PruningPlan, flops_ratio
 from adatp_kernels.state import PruningState
@@ -59,7 +62,7 @@ class PromptRecord:
     ----------
     state : PruningState
         As the last stage left it.
-    layouts : tuple of VisualLayout
+    visuals : tuple of Visuals
         Of each row.
     masked : tuple of int
         Of each row, how many tokens behind its padding are masked, and not visual.
@@ -72,18 +75,18 @@ class PromptRecord:
     """
 
     state: PruningState
-    layouts: tuple[VisualLayout, ...]
+    visuals: tuple[Visuals, ...]
     masked: tuple[int, ...]
     entered: tuple[int, ...]
     survivors: tuple[tuple[int, Tensor], ...]
     clock: PhaseClock
     backends: dict[str, str]
 
-    def report(self, row: int, *, hidden_size: int, key_width: int, mlp_width: int) -> Report:
+    def report(self, row: int, *, pictures_per_frame: int, hidden_size: int, key_width: int, mlp_width: int) -> Report:
         """The report of one row, for a decoder of these widths. On CUDA this waits for the device."""
-        if not 0 <= integer("row", row, low=0) < len(self.layouts):
-            raise ValueError(f"row: expected one of the batch's {len(self.layouts)} rows, from 0, got {row}")
-        layout, state = self.layouts[row], self.state
+        if not 0 <= integer("row", row, low=0) < len(self.visuals):
+            raise ValueError(f"row: expected one of the batch's {len(self.visuals)} rows, from 0, got {row}")
+        layout, state = self.visuals[row].layout, self.state
         prompt = row if len(state.plans) > 1 else 0  # of copies there is one plan
         plan, segments, salient = state.plans[prompt], state.segments[prompt], state.salient_segments[prompt]
         survivors = tuple((layer, kept[row].cpu()) for layer, kept in self.survivors)
@@ -109,6 +112,8 @@ class PromptRecord:
             survivors=survivors,
             seconds=self.clock.seconds(),
             backends=self.backends,
+            grids=self.visuals[row].frame_grids,
+            pictures_per_frame=pictures_per_frame,
         )
 
 
@@ -139,6 +144,10 @@ class Report:
         Time in score, select and compact, all stages together.
     backends : dict of str to str
         The backend of each operation.
+    grids : tuple of (int, int) or None
+        Rows and columns of the grid of cells that each frame is; None where it is no grid that the model's family knows.
+    pictures_per_frame : int
+        How many pictures of the video became one frame.
     """
 
     plan: PruningPlan
@@ -154,6 +163,117 @@ class Report:
     survivors: tuple[tuple[int, Tensor], ...]
     seconds: dict[str, float]
     backends: dict[str, str]
+    grids: tuple[Grid | None, ...]
+    pictures_per_frame: int
+
+    def cells(self) -> tuple[tuple[int, Tensor], ...]:
+        """The cells that were kept, stage by stage.
+
+        Returns
+        -------
+        tuple of (int, LongTensor [n, 3])
+            For every stage that dropped tokens, as in `survivors`: its layer, and frame, row and column, from zero, of the visual
+            tokens that were left after it, in the order of the sequence. Frames are those of tokens, of which each is
+            `pictures_per_frame` pictures of the video. Empty if nothing was pruned; then every token of `layout` is left.
+
+        Raises
+        ------
+        ValueError
+            If the grid of a frame is not known, as that of a family whose ``frame_grids`` does not tell it.
+
+        Examples
+        --------
+        ::
+
+            for layer, cells in run.report().cells():
+                for frame, row, column in cells.tolist():
+                    ...
+        """
+        if None in self.grids:
+            frame = self.grids.index(None)
+            raise ValueError(
+                f"grids: expected rows and columns of every frame, but those of frame {frame} are not known, which has "
+                f"{int((self.layout.frame == frame).sum())} tokens: let the family's frame_grids (of images, image_grids) tell them"
+            )
+        return tuple((layer, self._places(kept)) for layer, kept in self.survivors)
+
+    def _places(self, kept: Tensor) -> Tensor:
+        """Frame, row and column of the visual tokens among the columns `kept`; −1 and the cell's number in a frame without a grid."""
+        layout = self.layout
+        alive = torch.isin(layout.index, kept)
+        frame, cell = layout.frame[alive], layout.position[alive]
+        columns = torch.tensor([0 if grid is None else grid[1] for grid in self.grids], device="cpu")[frame]
+        known = columns > 0
+        columns = columns.clamp(min=1)
+        return torch.stack(
+            (frame, torch.where(known, cell // columns, -1), torch.where(known, cell % columns, cell)), 1
+        )
+
+    def _left_out(self) -> list[list[int]]:
+        """Frame, row and column of what something before the decoder left out of the frames whose grids are known."""
+        there = set(zip(self.layout.frame.tolist(), self.layout.position.tolist(), strict=True))
+        return [
+            [frame, *divmod(cell, grid[1])]
+            for frame, grid in enumerate(self.grids)
+            if grid is not None
+            for cell in range(grid[0] * grid[1])
+            if (frame, cell) not in there
+        ]
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of the report in standard types: dicts, lists, strings, finite numbers, booleans and None.
+
+        Returns
+        -------
+        dict
+            Always with the same keys in the same order. ``kept`` has what `cells` has, and ``left_out`` the cells that never
+            became tokens, as where a processor drops what did not change. Where a frame's entry in ``grids`` is None, so is the
+            row of its cells, and the column is the cell's number.
+        """
+        plan = self.plan
+        return {
+            "frames": self.layout.num_frames,
+            "pictures_per_frame": self.pictures_per_frame,
+            "visual_tokens": len(self.layout),
+            "text_tokens": self.text_tokens,
+            "segments": list(self.segments),
+            "salient_segments": list(self.salient),
+            "plan": {
+                "target_flops": plan.target_flops,
+                "alpha": plan.alpha,
+                "capped": plan.capped,
+                "shared": plan.shared,
+                "stages": [
+                    {"layer": stage.layer, "total": stage.total, "budgets": list(stage.budgets)}
+                    for stage in plan.stages
+                ],
+            },
+            "tokens_per_layer": {"planned": list(self.planned_tokens), "actual": list(self.actual_tokens)},
+            "flops_ratio": {"planned": self.planned_flops_ratio, "actual": self.actual_flops_ratio},
+            "grids": [None if grid is None else list(grid) for grid in self.grids],
+            "left_out": self._left_out(),
+            "kept": [
+                {
+                    "layer": layer,
+                    "cells": [
+                        [frame, None if row < 0 else row, column] for frame, row, column in self._places(kept).tolist()
+                    ],
+                }
+                for layer, kept in self.survivors
+            ],
+            "seconds": dict(self.seconds),
+            "backends": dict(sorted(self.backends.items())),
+        }
+
+    def to_json(self, *, indent: int | None = None) -> str:
+        """`to_dict` as JSON.
+
+        Parameters
+        ----------
+        indent : int, optional
+            Spaces by which nested parts are set in; all in one line by default.
+        """
+        return json.dumps(self.to_dict(), indent=indent, allow_nan=False)
 
     def __str__(self) -> str:
         rows = [("layer", "planned", "actual")]

@@ -19,6 +19,8 @@ from adatp_kernels.integrations.transformers.agreement import (
 from adatp_kernels.integrations.transformers.families.base import Family
 from adatp_kernels.layout import VisualLayout
 
+Grid = tuple[int, int]  # rows and columns of the cells of a frame
+
 
 @dataclass(frozen=True, eq=False)
 class Visuals:
@@ -40,6 +42,8 @@ class Visuals:
         The column behind the last of all these tokens.
     complete : bool
         Whether every frame has all of its cells, in order.
+    grids : tuple of (int, int) or None
+        Rows and columns of the frames of each, as the family told them, if it did.
     """
 
     layout: VisualLayout
@@ -48,7 +52,18 @@ class Visuals:
     sizes: list[int]
     whole: Tensor
     end: int
-    complete: bool = True
+    complete: bool
+    grids: tuple[Grid | None, ...]
+
+    @property
+    def frame_grids(self) -> tuple[Grid | None, ...]:
+        """Rows and columns of each frame; None where the family told none that the frame's cells are."""
+        told = [grid for grid, count in zip(self.grids, self.frames, strict=True) for _ in range(count)]
+        last = [int(cells.max()) for cells in self.layout.position.split(self.sizes)]
+        return tuple(
+            grid if grid is not None and _fits(grid, size, most, self.complete) else None
+            for grid, size, most in zip(told, self.sizes, last, strict=True)
+        )
 
     @property
     def video_frames(self) -> int:
@@ -63,6 +78,13 @@ class _Clip(NamedTuple):
     sizes: Sequence[int]  # how many each frame has
     image: bool
     cells: Tensor | None  # which cell each is, if frames lack some
+    grid: Grid | None  # rows and columns of the cells of a frame
+
+
+def _fits(grid: Grid, size: int, last: int, complete: bool) -> bool:
+    """Whether `size` cells, the `last` of which has this number, can be those of a grid, or all of them."""
+    cells = grid[0] * grid[1]
+    return cells == size if complete else cells > last and min(grid) > 0
 
 
 class PromptArguments(dict[str, Any]):
@@ -112,7 +134,11 @@ def find_visuals(
     if video:
         rows = _videos(family, model, arguments, here)
     if image_id is not None:
-        rows = [clips + _images(row == image_id) for clips, row in zip(rows, here, strict=True)]
+        images = [_images(row == image_id) for row in here]
+        grids = iter(_told(family.image_grids(model, arguments), sum(map(len, images))))
+        rows = [
+            clips + [image._replace(grid=next(grids)) for image in own] for clips, own in zip(rows, images, strict=True)
+        ]
     empty = [number for number, clips in enumerate(rows) if not clips]
     if len(empty) == len(rows):
         came, token = (family.pixels, family.token_id(model)) if video else ("pixel_values", image_id)
@@ -141,6 +167,7 @@ def _videos(family: Family, model: Any, arguments: dict[str, Any], ids: Tensor) 
     arguments = PromptArguments(arguments)
     left = said_of_videos(family, model, arguments, counts)
     cells, after = cells_of_videos(family, model, arguments, left), family.after
+    grids = _told(family.frame_grids(model, arguments, left), len(left))
     # Of copies of a prompt, as beams are, newer versions of transformers encode the video once.
     tokens = sum(sum(sizes) + after for sizes in left)
     copies, rest = divmod(sum(counts), max(tokens, 1))
@@ -151,15 +178,26 @@ def _videos(family: Family, model: Any, arguments: dict[str, Any], ids: Tensor) 
         sizes = _taken(left, counts[number], after, number)
         ends = list(accumulate(sum(of_one) + after for of_one in sizes))
         for index in places[number : number + copies]:
-            clips = zip(ends, sizes, cells, strict=False)
-            rows.append([_Clip(index[end - after - sum(own) : end - after], own, False, of) for end, own, of in clips])
-        del left[: len(sizes)], cells[: len(sizes)]
+            rows.append(
+                [
+                    _Clip(index[end - after - sum(own) : end - after], own, False, of, grid)
+                    for end, own, of, grid in zip(ends, sizes, cells, grids, strict=False)
+                ]
+            )
+        del left[: len(sizes)], cells[: len(sizes)], grids[: len(sizes)]
     if left:
         raise ValueError(
             f"input_ids: expected more video tokens, for {len(left)} videos that no prompt of the batch has, got {counts}"
         )
     check_against_tower(family, arguments, [[clip.sizes for clip in row] for row in rows], copies)
     return rows
+
+
+def _told(grids: Sequence[Grid | None] | None, count: int) -> list[Grid | None]:
+    """What a family told of `count` videos, or images; None of any if not of each."""
+    if grids is None or len(grids) != count:
+        return [None] * count
+    return [None if grid is None else (int(grid[0]), int(grid[1])) for grid in grids]
 
 
 def _taken(videos: list[list[int]], count: int, after: int, row: int) -> list[list[int]]:
@@ -191,7 +229,7 @@ def _images(marks: Tensor) -> list[_Clip]:
     index = marks.nonzero()[:, 0]
     ends = [*((index.diff() != 1).nonzero()[:, 0] + 1).tolist(), len(index)]
     runs = index.tensor_split(ends[:-1]) if len(index) else ()
-    return [_Clip(run, [len(run)], True, None) for run in runs]
+    return [_Clip(run, [len(run)], True, None, None) for run in runs]
 
 
 def _visuals(family: Family, clips: list[_Clip], whole: Tensor, old: Visuals | None) -> Visuals:
@@ -200,12 +238,12 @@ def _visuals(family: Family, clips: list[_Clip], whole: Tensor, old: Visuals | N
         clips = sorted(clips, key=lambda clip: int(clip.places[0]))
     index = clips[0].places if len(clips) == 1 else torch.cat([clip.places for clip in clips])
     frames, images = tuple(len(clip.sizes) for clip in clips), tuple(clip.image for clip in clips)
-    sizes = [size for clip in clips for size in clip.sizes]
+    sizes, grids = [size for clip in clips for size in clip.sizes], tuple(clip.grid for clip in clips)
     complete = all(clip.cells is None for clip in clips)
     position = None if complete else torch.cat([_cells(clip) for clip in clips])
     if (
         old is not None
-        and (frames, images, sizes, complete) == (old.frames, old.images, old.sizes, old.complete)
+        and (frames, images, sizes, complete, grids) == (old.frames, old.images, old.sizes, old.complete, old.grids)
         and index.equal(old.layout.index)
         and (position is None or position.equal(old.layout.position))
         and (whole is old.whole or whole.equal(old.whole))
@@ -217,7 +255,7 @@ def _visuals(family: Family, clips: list[_Clip], whole: Tensor, old: Visuals | N
     frame, number = _numbers(sizes)
     position = number if position is None else position
     end = max(int(index[-1]), int(whole[-1]) if len(whole) else 0) + 1
-    return Visuals(VisualLayout(index, frame, position), frames, images, sizes, whole, end, complete)
+    return Visuals(VisualLayout(index, frame, position), frames, images, sizes, whole, end, complete, grids)
 
 
 def _cells(clip: _Clip) -> Tensor:

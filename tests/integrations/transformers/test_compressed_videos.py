@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from default_contexts import answers, check_same, of_defaults
-from family_models import ALONG_TOKENS, VIDEO, batch_of, build, joined, prompt
+from family_models import ALONG_TOKENS, VIDEO, batch_of, build, compressed, joined, prompt
 from masked_reference import TOLERANCE, MaskedReference, generate
 
 import adatp_kernels as adatp
@@ -16,27 +16,6 @@ from adatp_kernels.integrations.transformers.visuals import find_visuals
 
 CONFIG = adatp.AdaTPConfig(target_flops=0.5, stages=(2, 3, 6, 9))
 FAMILY = "video_llama_3"
-
-
-def compressed(kept, *, grid=(4, 4), merge=2, seed=0, before=(1, 5, 6), after=(7, 8, 9, 10, 11)):
-    """A prompt with a video of which each frame has the cells `kept`, lists of numbers; a time stands before each frame."""
-    height, width = grid
-    generator = torch.Generator().manual_seed(seed)
-    scene = torch.randn(height * width, 3 * 49, generator=generator)
-    pixels = scene + 0.1 * torch.randn(len(kept), height * width, 3 * 49, generator=generator)
-    mask = torch.zeros(len(kept), height * width // merge**2, dtype=torch.bool)
-    for frame, cells in enumerate(kept):
-        mask[frame, cells] = True
-    tokens = [token for frame, cells in enumerate(kept) for token in (30 + frame, 20, *[VIDEO] * len(cells))]
-    ids = torch.tensor([[*before, *tokens, *after]])
-    return {
-        "input_ids": ids,
-        "attention_mask": torch.ones_like(ids),
-        "pixel_values_videos": pixels.flatten(0, 1),
-        "video_grid_thw": torch.tensor([[len(kept), height, width]]),
-        "video_merge_sizes": torch.tensor([merge]),
-        "video_compression_mask": mask.flatten(),
-    }
 
 
 FEW = [[0, 1, 2, 3], [1], [0, 3], [2, 3], [0, 1, 2, 3], [3]]

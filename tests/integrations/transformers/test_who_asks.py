@@ -4,7 +4,16 @@ import dataclasses
 
 import pytest
 import torch
-from family_models import ALONG_TOKENS, CELLS, IMAGE, VIDEO, VISION_END, VISION_START, batch_of, build, prompt
+from family_models import (
+    ALONG_TOKENS,
+    IMAGE,
+    VIDEO,
+    WITH_IMAGES,
+    batch_of,
+    build,
+    prompt,
+    with_image,
+)
 from masked_reference import generate
 
 import adatp_kernels as adatp
@@ -12,41 +21,6 @@ from adatp_kernels.integrations.transformers.observe import observe
 
 CONFIG = adatp.AdaTPConfig(target_flops=0.5, stages=(2,))
 LAYER = 2
-WITH_IMAGES = ("llava_onevision", "llava_next_video", "qwen2_vl", "qwen2_5_vl", "qwen3_vl", "video_llama_3")
-QUESTION = (7, 8, 9)
-
-
-def image_of(family, seed=5):
-    """What an image of a family comes as, and its tokens; Qwen's stands between two that are text."""
-    generator = torch.Generator().manual_seed(seed)
-    if family.startswith("llava"):
-        inputs = {
-            "pixel_values": torch.randn(1, 2, 3, 28, 28, generator=generator),
-            "image_sizes": torch.tensor([[28, 28]]),
-        }
-        with torch.no_grad():
-            size = len(build(family).model.get_image_features(**inputs).pooler_output[0])
-        return inputs, [IMAGE] * size
-    pictures = 1 if family == "video_llama_3" else 2
-    inputs = {
-        "pixel_values": torch.randn(16, 3 * pictures * 49, generator=generator),
-        "image_grid_thw": torch.tensor([[1, 4, 4]]),
-    }
-    if family == "video_llama_3":
-        return inputs | {"image_merge_sizes": torch.tensor([2])}, [IMAGE] * CELLS
-    return inputs, [VISION_START, *[IMAGE] * CELLS, VISION_END]
-
-
-def with_image(family, *, first=False, between=(40, 41), question=QUESTION, **options):
-    """A prompt with a video and an image behind it, or before it; then the question."""
-    inputs, (image, tokens) = prompt(family, after=(), **options), image_of(family)
-    ids = inputs["input_ids"][0].tolist()
-    ids = [*tokens, *between, *ids, *question] if first else [*ids, *between, *tokens, *question]
-    ids = torch.tensor([ids])
-    inputs |= image | {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
-    if "mm_token_type_ids" in inputs:
-        inputs["mm_token_type_ids"] = (ids == IMAGE).int() + 2 * (ids == VIDEO).int()
-    return inputs
 
 
 def asking(ids):
@@ -140,7 +114,7 @@ def test_two_rows_that_differ_only_in_where_the_image_stands_are_no_copies():
     inputs = batch_of(
         [
             with_image("qwen2_vl", between=(40, 41, 42)),
-            with_image("qwen2_vl", between=(40,), question=(*QUESTION, 10, 11)),
+            with_image("qwen2_vl", between=(40,), question=(7, 8, 9, 10, 11)),
         ]
     )
     assert inputs["attention_mask"].all()

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import math
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -89,6 +90,34 @@ class Family:
         """
         return None
 
+    def frame_grids(
+        self, model: Any, arguments: dict[str, Any], sizes: Sequence[Sequence[int]]
+    ) -> Sequence[tuple[int, int] | None] | None:
+        """Rows and columns of each video's frames, by which a report says where in a frame a token is.
+
+        Parameters
+        ----------
+        arguments : dict
+            Those that `frame_sizes` gets.
+        sizes : sequence of sequence of int
+            What `frame_sizes` returned.
+
+        Returns
+        -------
+        sequence of (int, int) or None, or None
+            For each video that `frame_sizes` tells of: rows and columns of the grid of cells that each of its frames is,
+            numbered row by row. None where they are no grids, or not of one size; then its tokens are pruned all the same.
+        """
+        return None
+
+    def image_grids(self, model: Any, arguments: dict[str, Any]) -> Sequence[tuple[int, int] | None] | None:
+        """`frame_grids` of the images that come with the `arguments`, where those are pruned."""
+        return None
+
+    def pictures_per_frame(self, model: Any) -> int:
+        """How many pictures of a video, in a row, become one frame of tokens."""
+        return 1
+
     def vision_tower(self, model: Any) -> nn.Module | None:
         """The module that sees the frames, if `remember` is to look at its calls."""
         return None
@@ -151,6 +180,19 @@ def frames_of_equal_size(counts: Sequence[int], cells: int) -> list[list[int]]:
         if count % cells:
             raise ValueError(f"input_ids: expected a number of frames × {cells} video tokens, got {count}")
     return [[cells] * (count // cells) for count in counts if count]
+
+
+def squares(sizes: Sequence[Sequence[int]]) -> list[tuple[int, int] | None]:
+    """`Family.frame_grids` of videos whose frames are squares of cells, by their `sizes`."""
+    sides = [math.isqrt(of_video[0]) for of_video in sizes]
+    return [(side, side) for side in sides]
+
+
+def merged_grids(grids: Tensor | None, merge: Iterable[int]) -> list[tuple[int, int] | None] | None:
+    """`Family.frame_grids` of videos, or images, with ``grids`` [n, 3] of patches; so many at each side `merge` to a cell."""
+    if grids is None:
+        return None
+    return [(height // side, width // side) for (_, height, width), side in zip(grids.tolist(), merge, strict=False)]
 
 
 def frames_of_grids(grids: Tensor, merged: Sequence[int]) -> list[list[int]]:

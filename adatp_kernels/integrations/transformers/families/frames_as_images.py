@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
-from adatp_kernels.integrations.transformers.families.base import Family, frames_of_equal_size
+from adatp_kernels.integrations.transformers.families.base import Family, frames_of_equal_size, squares
 
 
 class InternVL(Family):
@@ -22,6 +23,11 @@ class InternVL(Family):
 
     def frame_sizes(self, model: Any, arguments: dict[str, Any], counts: list[int]) -> list[list[int]]:
         return frames_of_equal_size(counts, self._cells(model))
+
+    def frame_grids(
+        self, model: Any, arguments: dict[str, Any], sizes: Sequence[Sequence[int]]
+    ) -> list[tuple[int, int] | None]:
+        return squares(sizes)
 
     def _cells(self, model: Any) -> int:
         return model.config.image_seq_length

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
-from adatp_kernels.integrations.transformers.families.base import Family, frames_of_equal_size
+from adatp_kernels.integrations.transformers.families.base import Family, frames_of_equal_size, squares
 
 
 class LlavaNextVideo(Family):
@@ -19,3 +20,8 @@ class LlavaNextVideo(Family):
         if pixels is None:
             return frames_of_equal_size(self.encoded_tokens(arguments), side * side)
         return [[side * side] * pixels.shape[1]] * len(pixels)
+
+    def frame_grids(
+        self, model: Any, arguments: dict[str, Any], sizes: Sequence[Sequence[int]]
+    ) -> list[tuple[int, int] | None]:
+        return squares(sizes)

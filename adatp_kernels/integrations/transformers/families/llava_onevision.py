@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from adatp_kernels.integrations.transformers.families.base import Family, frames_of_equal_size
+from adatp_kernels.integrations.transformers.families.base import Family, frames_of_equal_size, squares
 
 
 class LlavaOnevision(Family):
@@ -31,6 +32,11 @@ class LlavaOnevision(Family):
         if pixels.dim() != 5:
             raise ValueError(f"pixel_values_videos: expected shape [videos, frames, 3, H, W], got {list(pixels.shape)}")
         return [[cells] * pixels.shape[1]] * len(pixels)
+
+    def frame_grids(
+        self, model: Any, arguments: dict[str, Any], sizes: Sequence[Sequence[int]]
+    ) -> list[tuple[int, int] | None]:
+        return squares(sizes)
 
     def remember(
         self, model: Any, arguments: dict[str, Any], args: tuple[Any, ...], kwargs: dict[str, Any], output: Any

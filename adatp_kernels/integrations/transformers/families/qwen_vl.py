@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import repeat
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
-from adatp_kernels.integrations.transformers.families.base import Family, frames_of_grids
+from adatp_kernels.integrations.transformers.families.base import Family, frames_of_grids, merged_grids
 
 
 class Qwen2VL(Family):
@@ -26,6 +28,20 @@ class Qwen2VL(Family):
     def frame_sizes(self, model: Any, arguments: dict[str, Any], counts: list[int]) -> list[list[int]]:
         grids = arguments["video_grid_thw"]
         return frames_of_grids(grids, [model.config.vision_config.spatial_merge_size**2] * len(grids))
+
+    def frame_grids(
+        self, model: Any, arguments: dict[str, Any], sizes: Sequence[Sequence[int]]
+    ) -> list[tuple[int, int] | None] | None:
+        return self._merged(model, arguments.get("video_grid_thw"))
+
+    def image_grids(self, model: Any, arguments: dict[str, Any]) -> list[tuple[int, int] | None] | None:
+        return self._merged(model, arguments.get("image_grid_thw"))
+
+    def pictures_per_frame(self, model: Any) -> int:
+        return model.config.vision_config.temporal_patch_size
+
+    def _merged(self, model: Any, grids: Tensor | None) -> list[tuple[int, int] | None] | None:
+        return merged_grids(grids, repeat(model.config.vision_config.spatial_merge_size))
 
 
 class Qwen25VL(Qwen2VL):

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from adatp_kernels.integrations.transformers.families.base import Family, frames_of_grids
+from adatp_kernels.integrations.transformers.families.base import Family, frames_of_grids, merged_grids
 
 
 class VideoLlama3(Family):
@@ -35,6 +36,14 @@ class VideoLlama3(Family):
     def frame_cells(self, model: Any, arguments: dict[str, Any]) -> list[Tensor] | None:
         kept = self._kept(arguments)
         return None if kept is None else [frames.nonzero()[:, 1] for frames in kept]
+
+    def frame_grids(
+        self, model: Any, arguments: dict[str, Any], sizes: Sequence[Sequence[int]]
+    ) -> list[tuple[int, int] | None] | None:
+        return _merged(arguments, "video")
+
+    def image_grids(self, model: Any, arguments: dict[str, Any]) -> list[tuple[int, int] | None] | None:
+        return _merged(arguments, "image")
 
     def encoded_tokens(self, arguments: dict[str, Any]) -> list[int]:
         whole, mask = super().encoded_tokens(arguments), _mask(arguments)
@@ -70,6 +79,11 @@ class VideoLlama3(Family):
                     f"of frame {frame} of video {video}"
                 )
         return videos
+
+
+def _merged(arguments: dict[str, Any], what: str) -> list[tuple[int, int] | None] | None:
+    grids, merge = arguments.get(f"{what}_grid_thw"), arguments.get(f"{what}_merge_sizes")
+    return None if merge is None else merged_grids(grids, merge.tolist())
 
 
 def _mask(arguments: dict[str, Any]) -> Tensor | None:
