@@ -11,7 +11,6 @@ from tqdm import tqdm
 from adatp_kernels.config import AdaTPConfig
 from adatp_kernels.demo.asking import WAYS, answer, pruning, tell_times
 from adatp_kernels.demo.clips.film import film
-from adatp_kernels.demo.picture import draw_survivors
 from adatp_kernels.demo.trained import load_trained
 from adatp_kernels.demo.training.batches import example
 from adatp_kernels.demo.video import read_frames
@@ -77,7 +76,7 @@ def run_quiz(config: AdaTPConfig, model: Path, output: Path, repeats: int) -> Re
     }
     print("right: " + ", ".join(f"{way} {count} of {len(one.questions)}" for way, count in right.items()))
     tell_times(demo, config, inputs, repeats)
-    draw_survivors(output, frames, report)
+    report.draw(frames, output, question=drawn.text)
     print(f'picture of what was left for "{drawn.text}": {output}')
     print("how much accuracy other budgets and methods cost, on 2,048 clips: adatp evaluate")
     return report

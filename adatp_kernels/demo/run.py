@@ -14,7 +14,6 @@ from adatp_kernels.demo.asking import WAYS, answer, pruning, tell_times
 from adatp_kernels.demo.clips.film import film
 from adatp_kernels.demo.errors import DemoError, check_output
 from adatp_kernels.demo.models import build_model, load_model
-from adatp_kernels.demo.picture import draw_survivors
 from adatp_kernels.demo.quiz import CLIP, run_quiz
 from adatp_kernels.demo.trained import MODEL
 from adatp_kernels.demo.training.batches import example
@@ -91,7 +90,7 @@ def _ask_one(options: DemoOptions, config: AdaTPConfig) -> Report:
     for way, text in answers.items():
         print(f"  {way:<7} {text!r}")
     tell_times(demo, config, inputs, options.repeats)
-    draw_survivors(options.output, frames, report)
+    report.draw(frames, options.output, question=question)
     print(f"picture of the survivors: {options.output}")
     return report
 

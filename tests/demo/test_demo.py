@@ -13,8 +13,8 @@ from small_models import CELLS, VIDEO, llava_onevision
 from adatp_kernels.cli import main
 from adatp_kernels.demo import models
 from adatp_kernels.demo.clips.film import film
-from adatp_kernels.demo.picture import BORDERS, PAPER, draw_survivors
 from adatp_kernels.demo.training.batches import example
+from adatp_kernels.integrations.transformers.picture import BORDERS, PAPER
 
 
 @pytest.fixture(scope="module")
@@ -107,28 +107,6 @@ def test_chat_template_is_used_where_there_is_one(checkpoint):
         "{% endfor %}assistant"
     )
     assert models._encode(tokenizer, VIDEO, "what moves", 2).tolist() == [[3, VIDEO, VIDEO, 1, 2, 4]]
-
-
-def test_picture_lights_what_survived(tmp_path):
-    class Report:
-        layout = __import__("adatp_kernels").VisualLayout.grid(2, 4, 3)
-        segments = (0, 1)
-        survivors = ((1, torch.tensor([0, 1, 2, 4, 10, 11])),)  # cell 1 of frame 0 and cell 3 of frame 1
-
-    draw_survivors(tmp_path / "p.png", np.full((2, 30, 30, 3), 210, np.uint8), Report())
-    image = np.asarray(Image.open(tmp_path / "p.png"))
-    lit = (image == 210).all(-1)
-    lit[:34] = False  # the title
-    half = 112 // 2
-    top, left = 34, 6
-
-    def quarter(frame, row, column):
-        y, x = top + row * half, left + frame * 118 + column * half
-        return lit[y : y + half, x : x + half]
-
-    alive = {(f, r, c) for f in range(2) for r in range(2) for c in range(2) if quarter(f, r, c).all()}
-    assert alive == {(0, 0, 1), (1, 1, 1)}
-    assert lit.sum() == 2 * half * half
 
 
 def test_mistakes_end_with_one_line_and_code_2(capsys, tmp_path, clip, checkpoint):

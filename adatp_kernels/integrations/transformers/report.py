@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from adatp_kernels.errors import integer
+from adatp_kernels.errors import integer, number
 from adatp_kernels.integrations.transformers.visuals import Grid, Visuals
 from adatp_kernels.layout import VisualLayout
 from adatp_kernels.plan import PruningPlan, flops_ratio
@@ -91,8 +92,8 @@ class PromptRecord:
         plan, segments, salient = state.plans[prompt], state.segments[prompt], state.salient_segments[prompt]
         survivors = tuple((layer, kept[row].cpu()) for layer, kept in self.survivors)
         actual = []
-        for number, entered in enumerate(self.entered):
-            left = [kept for layer, kept in survivors if layer < number]
+        for entering, entered in enumerate(self.entered):
+            left = [kept for layer, kept in survivors if layer < entering]
             # Text, and padding that was not dropped yet.
             others = (
                 len(left[-1]) - int(torch.isin(left[-1], layout.index).sum()) if left else self.entered[0] - len(layout)
@@ -208,6 +209,89 @@ class Report:
         return torch.stack(
             (frame, torch.where(known, cell // columns, -1), torch.where(known, cell % columns, cell)), 1
         )
+
+    def draw(
+        self, frames: Any, path: str | Path, *, question: str | None = None, seconds: Sequence[float] | None = None
+    ) -> None:
+        """Write a picture: the frames, and what was left of them after the first, the middle and the last stage.
+
+        What was pruned is grey-blue and striped; borders tell the segments. Needs Pillow and NumPy.
+
+        Parameters
+        ----------
+        frames : uint8 array or tensor [n, H, W, 3], or a sequence of such arrays [H, W, 3] or of PIL images
+            The pictures that the model was given, RGB, of any sizes, in the order of the prompt: one for each frame, or
+            `pictures_per_frame` of which the first is drawn. A frame's cells are laid over all of its picture, so where a
+            processor crops (LLaVA-NeXT-Video's does, to the middle), give what it leaves.
+        path : str or Path
+            Ends with ``.png``.
+        question : str, optional
+            Stands above the picture. Letters that Pillow's own font lacks are drawn as boxes.
+        seconds : sequence of float, optional
+            When each picture is shown, in seconds from the video's beginning; stands below it.
+
+        Raises
+        ------
+        TypeError, ValueError
+            If the frames are no such pictures, or not as many as the report's, or the path or the times cannot be used, or a
+            frame's grid is not known; see `cells`.
+        ModuleNotFoundError
+            Without Pillow or NumPy.
+        """
+        path = Path(path)
+        if path.suffix.lower() != ".png":
+            raise ValueError(f"path: expected a name that ends with .png, got {path}")
+        try:
+            from adatp_kernels.integrations.transformers import picture
+        except ModuleNotFoundError as error:
+            if error.name not in ("PIL", "numpy"):
+                raise
+            raise ModuleNotFoundError(
+                f"draw: needs Pillow and NumPy, but {error.name} is missing: pip install 'adatp-kernels[demo]'",
+                name=error.name,
+            ) from error
+        stages = self.cells()
+        chosen = sorted({0, len(stages) // 2, len(stages) - 1}) if stages else []
+        titles = [f"after layer {stages[stage][0]}" for stage in chosen] or ["nothing was pruned"]
+        everything = self._places(self.layout.index)
+        left = [stages[stage][1] for stage in chosen] or [everything]
+        given = picture.pictures_of(frames)
+        step = self._pictures_each(len(given))
+        if seconds is not None:
+            seconds = [number(f"seconds[{place}]", second, low=0.0) for place, second in enumerate(seconds)]
+            if len(seconds) != len(given):
+                raise ValueError(f"seconds: expected one for each of the {len(given)} frames, got {len(seconds)}")
+        picture.draw(
+            path,
+            given[::step],
+            [
+                picture.Panel(f"{title}: {len(cells)} of {len(everything)} visual tokens", self._masks(cells))
+                for title, cells in zip(titles, left, strict=True)
+            ],
+            present=self._masks(everything),
+            segments=self.segments,
+            salient=self.salient,
+            question=question,
+            times=None if seconds is None else seconds[::step],
+        )
+
+    def _pictures_each(self, count: int) -> int:
+        """How many of `count` pictures are one frame; an error if they cannot be those of the report's frames."""
+        frames, each = self.layout.num_frames, self.pictures_per_frame
+        if count == frames:
+            return 1
+        if -(-count // each) == frames:  # a processor repeats the last one where they come out odd
+            return each
+        also = f", or {frames * each - each + 1} to {frames * each}, as {each} become one" if each > 1 else ""
+        raise ValueError(f"frames: expected the {frames} that the report is of{also}, got {count}")
+
+    def _masks(self, cells: Tensor) -> list[Any]:
+        """Of each frame, where `cells` [n, 3] are: arrays [rows, columns] of bool."""
+        masks = [torch.zeros(grid, dtype=torch.bool, device="cpu") for grid in self.grids if grid is not None]
+        for own, mask in enumerate(masks):
+            _, row, column = cells[cells[:, 0] == own].unbind(1)
+            mask[row, column] = True
+        return [mask.numpy() for mask in masks]
 
     def _left_out(self) -> list[list[int]]:
         """Frame, row and column of what something before the decoder left out of the frames whose grids are known."""
