@@ -1,6 +1,7 @@
 """The Python in README and in the page on Hugging Face models runs, word for word."""
 
 import dataclasses
+import json
 import re
 from pathlib import Path
 
@@ -96,6 +97,18 @@ def test_relevance_from_outside():
     exec(block("siglip"), {**names, "siglip": siglip(), "tokenizer": WordTokenizer()})
 
 
+def test_kept_cells_as_data_and_as_a_picture(monkeypatch, tmp_path, capsys):
+    monkeypatch.chdir(tmp_path)
+    model = build("qwen2_vl")
+    with adatp.accelerate(model, CONFIG) as run, torch.no_grad():
+        model(**prompt("qwen2_vl", size=(28, 56)))
+    names = {"run": run, "frames": torch.zeros(12, 28, 56, 3, dtype=torch.uint8), "seconds": range(12)}
+    exec(block("report.cells()"), {**names, "question": "What does the dog do?"})
+    assert re.match(r"after layer 1: \[\d(, \d){5}\] tokens a frame\n", capsys.readouterr().out)
+    assert json.loads(Path("kept.json").read_text())["grids"] == [[2, 4]] * 6
+    assert Path("kept.png").read_bytes().startswith(b"\x89PNG")
+
+
 def test_bias_and_a_prior(monkeypatch, tmp_path, capsys):
     monkeypatch.chdir(tmp_path)
     inputs = prompt("llava_onevision")
@@ -115,7 +128,7 @@ def test_a_family_of_ones_own(monkeypatch):
     model.config.model_type = "my_video_llm"
     with adatp.accelerate(model, CONFIG) as run, torch.no_grad():
         model(**prompt("qwen2_vl"))
-    assert run.report().layout.num_frames == 6
+    assert run.report().layout.num_frames == 6 and run.report().grids == ((2, 2),) * 6
 
 
 def test_several_processes(tmp_path):

@@ -35,7 +35,7 @@ class Panel(NamedTuple):
 
 
 def pictures_of(frames: Any) -> list[Image.Image]:
-    """`frames` as pictures.
+    """`frames` as pictures that are large enough to be drawn and no larger.
 
     Parameters
     ----------
@@ -52,12 +52,17 @@ def pictures_of(frames: Any) -> list[Image.Image]:
         raise TypeError(
             f"frames: expected an array [n, H, W, 3] or a sequence of pictures, got {type(frames).__name__}"
         )
-    return [_picture(number, frame) for number, frame in enumerate(frames)]
+    pictures = []
+    for number, frame in enumerate(frames):
+        picture = _picture(number, frame)
+        picture.thumbnail((2 * LARGEST, 2 * LARGEST))  # at once, as all of a film may be more than there is memory for
+        pictures.append(picture)
+    return pictures
 
 
 def _picture(number: int, frame: Any) -> Image.Image:
     if isinstance(frame, Image.Image):
-        return frame.convert("RGB")
+        return frame.convert("RGB")  # a copy, if it is that already
     pixels = frame.detach().cpu().numpy() if isinstance(frame, Tensor) else frame
     if not isinstance(pixels, np.ndarray):
         raise TypeError(
@@ -185,6 +190,7 @@ class _Head:
         self.height = y + SWATCH + 6
 
     def draw(self, image: Image.Image) -> None:
+        """All of it, at the top."""
         canvas = ImageDraw.Draw(image)
         for number, line in enumerate(self._lines):
             canvas.text((MARGIN, MARGIN - 4 + 27 * number), line, fill=INK, font=self._font)
@@ -268,9 +274,8 @@ def _clock(seconds: float) -> str:
 
 
 def _written(text: str) -> str:
-    """One line of what can be written to a file, whatever came from a command line."""
-    text = " ".join(text.encode("utf-8", "replace").decode().split())
-    return "".join(letter for letter in text if letter.isprintable())
+    """One line of the letters that can be written, whatever came from a command line."""
+    return "".join(letter for letter in " ".join(text.split()) if letter.isprintable())
 
 
 def _font_for(text: str, size: int) -> Any:

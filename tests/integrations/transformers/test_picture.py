@@ -205,8 +205,8 @@ def test_any_question(tmp_path, question):
     report.draw(frames, tmp_path / "q.png", question=question)
     with Image.open(tmp_path / "q.png") as saved:
         assert len(saved.text["Question"]) <= len(question)
-        if question.isprintable():
-            assert saved.text["Question"] == question.strip()
+        letters = [letter for letter in question if letter.isprintable() and letter != " "]
+        assert [letter for letter in saved.text["Question"] if letter != " "] == letters
 
 
 def test_times(tmp_path):
