@@ -226,7 +226,7 @@ class Report:
         path : str or Path
             Ends with ``.png``.
         question : str, optional
-            Stands above the picture. Letters that Pillow's own font lacks are drawn as boxes.
+            Stands above the picture. Letters that no font at hand has are drawn as boxes.
         seconds : sequence of float, optional
             When each picture is shown, in seconds from the video's beginning; stands below it.
 

@@ -84,7 +84,7 @@ class _Clip(NamedTuple):
 def _fits(grid: Grid, size: int, last: int, complete: bool) -> bool:
     """Whether `size` cells, the `last` of which has this number, can be those of a grid, or all of them."""
     cells = grid[0] * grid[1]
-    return cells == size if complete else cells > last and min(grid) > 0
+    return min(grid) > 0 and (cells == size if complete else cells > last)
 
 
 class PromptArguments(dict[str, Any]):

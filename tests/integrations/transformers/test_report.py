@@ -164,6 +164,7 @@ def test_a_family_that_tells_no_grids_or_wrong_ones(monkeypatch):
         lambda self, model, arguments, sizes: [],
         lambda self, model, arguments, sizes: [(2, 2)],
         lambda self, model, arguments, sizes: [(5, 3)],
+        lambda self, model, arguments, sizes: [(-2, -5)],
     ):
         adatp.register_family(type("Mistaken", (right,), {"frame_grids": told})())
         report = reported(build("qwen2_vl"), prompt("qwen2_vl", size=(28, 70)))
