@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from adatp_kernels.mistakes import Mistake
 
-class DemoError(Exception):
+
+class DemoError(Mistake):
     """A mistake of the user's that one line explains; the command line prints it and exits with 2."""
 
 

