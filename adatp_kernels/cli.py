@@ -1,122 +1,213 @@
-"""The command line: ``adatp demo`` does the main job; `adatp --help` lists the others."""
+"""The command line: every command is a thin call of the room that does its work; `adatp --help` lists them."""
 
 from __future__ import annotations
 
-import argparse
-import platform
 import sys
+import warnings
 from collections.abc import Callable, Sequence
-from importlib import metadata
+from enum import Enum
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
+
+import typer
+
+import adatp_kernels
+from adatp_kernels.config import PRESETS
+from adatp_kernels.mistakes import Mistake
+
+app = typer.Typer(
+    help="Prune the visual tokens of a Video LLM, without training.",
+    add_completion=False,
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit code: 0, or 2 for a mistake of the user's."""
-    options = _parser().parse_args(arguments)
-    return options.run(options)
+    sys.stdout.reconfigure(errors="backslashreplace")  # type: ignore[union-attr]  # a path may be of any bytes
+    try:
+        app(args=None if arguments is None else list(arguments), prog_name="adatp")
+    except SystemExit as stop:
+        return stop.code if isinstance(stop.code, int) else 0
+    return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        prog="adatp", description="Prune the visual tokens of a Video LLM, without training."
-    )
-    commands = parser.add_subparsers(required=True, metavar="command")
-    demo = commands.add_parser("demo", help="ask a model about a video, with and without pruning")
-    demo.add_argument("--video", type=Path, help="video file; without it, a synthetic clip is filmed first")
-    demo.add_argument("--question", help="what to ask of a video or model of your own (default: what happens in it)")
-    demo.add_argument(
-        "--model",
-        help="Hugging Face checkpoint, directory or id; without it, a small one that answers questions about the "
-        "synthetic clip, or, with --video, one with random weights",
-    )
-    demo.add_argument("--frames", type=int, help="frames to sample evenly (default: 32)")
-    demo.add_argument(
-        "--output", type=Path, default=Path("adatp-demo.png"), help="picture to write, a .png (default: %(default)s)"
-    )
-    demo.add_argument(
-        "--target-flops", type=float, default=0.273, help="share of the visual FLOPs to keep (default: %(default)s)"
-    )
-    demo.add_argument("--max-new-tokens", type=int, default=24, help="length of the answers (default: %(default)s)")
-    demo.add_argument("--repeats", type=int, default=5, help="timed runs of each (default: %(default)s)")
-    demo.set_defaults(run=_demo)
-    calibrate = commands.add_parser("calibrate", help="measure a model's habits on empty videos: a positional prior")
-    calibrate.add_argument("--model", help="Hugging Face checkpoint, directory or id; without it, the built-in one")
-    calibrate.add_argument(
-        "--question", default="What happens in the video?", help="what to ask meanwhile (default: %(default)r)"
-    )
-    calibrate.add_argument("--frames", type=int, default=32, help="frames per video (default: %(default)s)")
-    calibrate.add_argument("--clips", type=int, default=8, help="how many empty videos (default: %(default)s)")
-    calibrate.add_argument(
-        "--output", type=Path, default=Path("adatp-prior.safetensors"), help="file to write (default: %(default)s)"
-    )
-    calibrate.set_defaults(run=_calibrate)
-    evaluate = commands.add_parser("evaluate", help="compare pruning methods on clips whose answers are known")
-    evaluate.add_argument("--quick", action="store_true", help="fewer clips and controls: under two minutes")
-    evaluate.add_argument("--clips", type=int, help="how many held-out clips (default: 2048, quick: 64)")
-    evaluate.add_argument("--model", type=Path, help="folder of a model that the demo's training wrote (default: ours)")
-    evaluate.add_argument(
-        "--output", type=Path, default=Path("adatp-evaluation"), help="folder for the results (default: %(default)s)"
-    )
-    evaluate.set_defaults(run=_evaluate)
-    doctor = commands.add_parser("doctor", help="tell which versions, devices and backends are here")
-    doctor.set_defaults(run=_doctor)
-    return parser
+def _run(job: Callable[[], Any]) -> None:
+    """Do a job that needs the packages of the extra "demo"; a mistake of the user's is one line and the code 2."""
+    try:
+        with warnings.catch_warnings():
+            warnings.showwarning = lambda message, *_: print(f"warning: {message}", file=sys.stderr)
+            job()
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.startswith(adatp_kernels.__name__):
+            raise
+        _stop(f"this needs {error.name}: pip install 'adatp-kernels[demo]'", error)
+    except RuntimeError as error:
+        if "torchvision::" not in str(error):
+            raise
+        _stop("the installed torchvision belongs to another torch; install the two together", error)
+    except Mistake as mistake:
+        _stop(str(mistake), mistake)
 
 
-def _demo(options: argparse.Namespace) -> int:
-    def job(**fields: Any) -> None:
+def _stop(line: str, error: Exception) -> None:
+    print(f"error: {line}", file=sys.stderr)
+    raise typer.Exit(2) from error
+
+
+def _version(wanted: bool) -> None:
+    if wanted:
+        print(f"adatp-kernels {adatp_kernels.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Before any command."""
+
+
+_Preset = Enum("_Preset", [(name, name) for name in PRESETS])  # type: ignore[misc]
+_Frames = Annotated[int | None, typer.Option(help="Frames of each video, evenly in time.  [default: 32]")]
+_TargetFlops = Annotated[
+    float | None, typer.Option(help="Ceiling for the FLOPs of the visual tokens, as a share of all.  [default: 0.273]")
+]
+
+
+@app.command()
+def ask(
+    model: Annotated[str, typer.Option(help="Hugging Face checkpoint of a supported family: a folder or an id.")],
+    video: Annotated[list[str] | None, typer.Option(help="Video file; may be given several times.")] = None,
+    image: Annotated[list[str] | None, typer.Option(help="Image file, before the videos; likewise.")] = None,
+    question: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Likewise: a prompt each; the videos are encoded once.  [default: What happens in the video?]"
+        ),
+    ] = None,
+    frames: _Frames = None,
+    fps: Annotated[float | None, typer.Option(help="Frames a second, instead of --frames.")] = None,
+    target_flops: _TargetFlops = None,
+    preset: Annotated[_Preset | None, typer.Option(help="Another method than AdaTP.")] = None,
+    stages: Annotated[
+        str | None, typer.Option(help="Layers after which tokens go, as in 1,3,5, or the name of a choice of them.")
+    ] = None,
+    prior: Annotated[str | None, typer.Option(help="Positional prior, a file of adatp calibrate.")] = None,
+    config: Annotated[Path | None, typer.Option(help="JSON of an AdaTPConfig, which the options above change.")] = None,
+    device: Annotated[str, typer.Option(help="As cpu or cuda:1; auto is a GPU if there is one.")] = "auto",
+    dtype: Annotated[str, typer.Option(help="auto (the checkpoint's), float32, bfloat16 or float16.")] = "auto",
+    attn: Annotated[
+        str | None, typer.Option(help="Attention of the decoder: eager, sdpa, flash_attention_2 or adatp.")
+    ] = None,
+    max_new_tokens: Annotated[int, typer.Option(help="Length of the answers.")] = 64,
+    repeats: Annotated[int, typer.Option(help="Timed prefills of each; 0 for none.")] = 3,
+    dense: Annotated[bool, typer.Option(help="Ask without pruning, too, to compare.")] = True,
+    json: Annotated[Path | None, typer.Option(help="File for answers, plan, kept cells, times and memory.")] = None,
+    output: Annotated[Path | None, typer.Option(help="Picture of what was left, a .png.")] = None,
+) -> None:
+    """Ask a Video LLM about videos and images, with and without pruning."""
+
+    def job() -> None:
+        from adatp_kernels.ask.command import run_ask
+        from adatp_kernels.ask.options import AskOptions
+
+        options = AskOptions(
+            model=model,
+            videos=tuple(video or ()),
+            images=tuple(image or ()),
+            questions=tuple(question or ("What happens in the video?",)),
+            frames=frames,
+            fps=fps,
+            target_flops=target_flops,
+            preset=preset and preset.value,
+            stages=stages,
+            prior=prior,
+            config=config,
+            device=device,
+            dtype=dtype,
+            attention=attn,
+            max_new_tokens=max_new_tokens,
+            repeats=repeats,
+            dense=dense,
+            json=json,
+            output=output,
+        )
+        run_ask(options)
+
+    _run(job)
+
+
+@app.command()
+def demo(
+    video: Annotated[
+        str | None, typer.Option(help="Video file, which a model with random weights is asked about.")
+    ] = None,
+    question: Annotated[str | None, typer.Option(help="What to ask about it.")] = None,
+    frames: _Frames = None,
+    target_flops: _TargetFlops = None,
+    max_new_tokens: Annotated[int, typer.Option(help="Length of the answers about it.")] = 24,
+    repeats: Annotated[int, typer.Option(help="Timed runs of each.")] = 2,
+    output: Annotated[Path, typer.Option(help="Picture of what was left, a .png.")] = Path("adatp-demo.png"),
+) -> None:
+    """The built-in show: what pruning keeps, costs and saves, on models and clips of its own."""
+
+    def job() -> None:
         from adatp_kernels.demo.run import DemoOptions, run_demo
 
-        run_demo(DemoOptions(**fields))
+        run_demo(DemoOptions(video, question, frames, output, target_flops, max_new_tokens, repeats))
 
-    return _job(job, options)
-
-
-def _calibrate(options: argparse.Namespace) -> int:
-    def job(**fields: Any) -> None:
-        from adatp_kernels.demo.calibrate import CalibrateOptions, run_calibrate
-
-        run_calibrate(CalibrateOptions(**fields))
-
-    return _job(job, options)
+    _run(job)
 
 
-def _evaluate(options: argparse.Namespace) -> int:
-    def job(**fields: Any) -> None:
+@app.command()
+def evaluate(
+    quick: Annotated[bool, typer.Option("--quick", help="Fewer clips and controls: under two minutes.")] = False,
+    clips: Annotated[int | None, typer.Option(help="Held-out clips.  [default: 2048; quick: 64]")] = None,
+    model: Annotated[Path | None, typer.Option(help="Folder that the demo's training wrote.  [default: ours]")] = None,
+    output: Annotated[Path, typer.Option(help="Folder for the results.")] = Path("adatp-evaluation"),
+) -> None:
+    """Compare pruning methods on clips whose answers are known."""
+
+    def job() -> None:
         from adatp_kernels.evaluation.command import EvaluateOptions, run_evaluate
 
-        run_evaluate(EvaluateOptions(**fields))
+        run_evaluate(EvaluateOptions(quick, clips, model, output))
 
-    return _job(job, options)
-
-
-def _job(job: Callable[..., Any], options: argparse.Namespace) -> int:
-    """Do a job that needs the demo's packages, with the options as keyword arguments."""
-    try:
-        from adatp_kernels.demo.errors import DemoError
-
-        job(**{name: value for name, value in vars(options).items() if name != "run"})
-    except ModuleNotFoundError as error:
-        print(f"error: this needs {error.name}: pip install 'adatp-kernels[demo]'", file=sys.stderr)
-        return 2
-    except DemoError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    _run(job)
 
 
-def _doctor(options: argparse.Namespace) -> int:
-    import torch
+@app.command()
+def calibrate(
+    model: Annotated[
+        str | None, typer.Option(help="Hugging Face checkpoint.  [default: the trained one that ships]")
+    ] = None,
+    question: Annotated[str, typer.Option(help="What to ask meanwhile.")] = "What happens in the video?",
+    frames: Annotated[int | None, typer.Option(help="Frames of a video.  [default: 32; of ours 16]")] = None,
+    size: Annotated[
+        str, typer.Option(help="Width and height of them, on which the cells of some models depend.")
+    ] = "384x384",
+    stages: Annotated[str | None, typer.Option(help="Layers after which tokens will go, as for ask.")] = None,
+    clips: Annotated[int, typer.Option(help="How many empty videos.")] = 8,
+    output: Annotated[Path, typer.Option(help="File to write.")] = Path("adatp-prior.safetensors"),
+) -> None:
+    """Measure a model's habits on empty videos: a positional prior."""
 
-    from adatp_kernels.ops import backend_report
+    def job() -> None:
+        from adatp_kernels.demo.calibrate import CalibrateOptions, run_calibrate
 
-    print(f"python {platform.python_version()} on {platform.system()} {platform.machine()}")
-    for package in ("adatp-kernels", "torch", "triton", "transformers"):
-        try:
-            print(f"{package} {metadata.version(package)}")
-        except metadata.PackageNotFoundError:
-            print(f"{package} not installed")
-    print(f"CUDA device: {torch.cuda.get_device_name() if torch.cuda.is_available() else 'none'}")
-    print(f"backends, fastest first:\n{backend_report()}")
-    return 0
+        run_calibrate(CalibrateOptions(model, question, frames, size, stages, clips, output))
+
+    _run(job)
+
+
+@app.command()
+def doctor() -> None:
+    """Tell which versions, devices and backends are here."""
+    from adatp_kernels.doctor import tell
+
+    tell()

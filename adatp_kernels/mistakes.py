@@ -33,6 +33,8 @@ def check_output(path: Path, what: str, suffixes: Sequence[str] = ()) -> None:
     if not folder.is_dir():
         raise Mistake(f"no such directory for the {what}: {folder}")
     there = path.exists()
+    if there and not path.is_file():
+        raise Mistake(f"expected a file for the {what}, got something else: {path}")
     try:
         # Opened, not asked about: some folders, and some users, are not what their permissions say.
         with path.open("ab"):
@@ -41,3 +43,9 @@ def check_output(path: Path, what: str, suffixes: Sequence[str] = ()) -> None:
         raise Mistake(f"the {what} cannot be written to {path}: {error.strerror}") from error
     if not there:
         path.unlink()
+
+
+def first_line(error: Exception) -> str:
+    """What an error says, in one line."""
+    lines = str(error).strip().splitlines()
+    return lines[0] if lines else type(error).__name__

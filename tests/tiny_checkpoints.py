@@ -34,14 +34,23 @@ INTERNVL = {
     "start_image_token": (VISION_START, "<img>"),
     "end_image_token": (VISION_END, "</img>"),
 }
+SMOLVLM = {
+    "image_token": (IMAGE, "<image>"),
+    "video_token": (VIDEO, "<video>"),
+    "fake_image_token": (VISION_START, "<fake_token_around_image>"),
+    "global_image_token": (VISION_END, "<global-img>"),
+}
 
-TEXT_TEMPLATE = "{% for m in messages %}{{ m['role'] }} {{ m['content'] }} {% endfor %}assistant"
-PARTS_TEMPLATE = (
-    "{%% for m in messages %%}{{ m['role'] }} "
-    "{%% if m['content'] is string %%}{{ m['content'] }} {%% else %%}{%% for part in m['content'] %%}"
-    "{%% if part['type'] == 'video' %%}%s{%% elif part['type'] == 'text' %%}{{ part['text'] }} {%% endif %%}"
-    "{%% endfor %%}{%% endif %%}{%% endfor %%}assistant"
-)
+
+def _template(image, video):
+    """A chat template: a message is its role and its parts, in words or placeholders."""
+    return (
+        "{% for m in messages %}{{ m['role'] }} "
+        "{% if m['content'] is string %}{{ m['content'] }} {% else %}{% for part in m['content'] %}"
+        f"{{% if part['type'] == 'image' %}}{image}{{% elif part['type'] == 'video' %}}{video}"
+        "{% elif part['type'] == 'text' %}{{ part['text'] }} {% endif %}"
+        "{% endfor %}{% endif %}{% endfor %}assistant"
+    )
 
 
 def _tokenizer(placeholders, template):
@@ -66,7 +75,7 @@ def _tokenizer(placeholders, template):
 
 def save(family, folder):
     """A checkpoint of one of the families that the harness has too."""
-    processor = _PROCESSORS[family]()
+    processor = PROCESSORS[family]()
     processor.save_pretrained(folder)
     kind, config = family_models.BUILDERS[family]()
     if family.startswith("qwen"):
@@ -81,7 +90,7 @@ def _llava_onevision():
     return transformers.LlavaOnevisionProcessor(
         image_processor=transformers.LlavaOnevisionImageProcessor(size=square, image_grid_pinpoints=[[28, 28]]),
         video_processor=transformers.LlavaOnevisionVideoProcessor(size=square),
-        tokenizer=_tokenizer(LLAVA, TEXT_TEMPLATE),
+        tokenizer=_tokenizer(LLAVA, _template("<image>", "<video>")),
         num_image_tokens=16,
         vision_feature_select_strategy="full",
     )
@@ -90,19 +99,63 @@ def _llava_onevision():
 def _internvl():
     """Frames of 28 pixels, 4 tokens each."""
     square = {"height": 28, "width": 28}
+    template = _template("<IMG_CONTEXT>", "<video>")
     return transformers.InternVLProcessor(
         image_processor=transformers.GotOcr2ImageProcessor(size=square),
         video_processor=transformers.InternVLVideoProcessor(size=square),
-        tokenizer=_tokenizer(INTERNVL, PARTS_TEMPLATE % "<video>"),
+        tokenizer=_tokenizer(INTERNVL, template),
         image_seq_length=family_models.CELLS,
-        chat_template=PARTS_TEMPLATE % "<video>",
+        chat_template=template,
+    )
+
+
+def _llava_next_video():
+    """Frames of 28 pixels, 4 tokens each."""
+    square = {"height": 28, "width": 28}
+    sizes = {"size": {"shortest_edge": 28}, "crop_size": square}
+    template = _template("<image>", "<video>")
+    return transformers.LlavaNextVideoProcessor(
+        video_processor=transformers.LlavaNextVideoVideoProcessor(**sizes),
+        image_processor=transformers.LlavaNextImageProcessor(**sizes, image_grid_pinpoints=[[28, 28]]),
+        tokenizer=_tokenizer(LLAVA, template),
+        chat_template=template,
+        patch_size=7,
+        vision_feature_select_strategy="default",
+        num_additional_image_tokens=1,
+    )
+
+
+def _smolvlm():
+    """Frames of 28 pixels, 4 tokens each, between words that say when each is shown."""
+    edge = {"longest_edge": 28}
+    sampling = {"fps": 1, "max_frames": 64, "video_size": edge}
+    return transformers.SmolVLMProcessor(
+        image_processor=transformers.SmolVLMImageProcessor(size=edge, max_image_size=edge, do_image_splitting=False),
+        tokenizer=_tokenizer(SMOLVLM, _template("<image>", "<video>")),
+        video_processor=transformers.SmolVLMVideoProcessor(size=edge, max_image_size=edge, video_sampling=sampling),
+        image_seq_len=family_models.CELLS,
+        chat_template=_template("<image>", "<video>"),
+    )
+
+
+def _video_llama_3():
+    """As many pixels as a clip has, down to one token a frame; the times of frames between their tokens."""
+    sizes = {"patch_size": 7, "merge_size": 2}
+    template = _template("<|image_pad|>", "<|video_pad|>")
+    return transformers.VideoLlama3Processor(
+        image_processor=transformers.VideoLlama3ImageProcessor(**sizes, min_pixels=196, max_pixels=784),
+        video_processor=transformers.VideoLlama3VideoProcessor(
+            **sizes, temporal_patch_size=1, min_pixels=196, max_pixels=784 * 32
+        ),
+        tokenizer=_tokenizer(QWEN, template),
+        chat_template=template,
     )
 
 
 def _qwen(kind, video_processor, patch_size):
     """Frames are resized by the harness, for patches of the size that the real models have."""
     sizes = {"patch_size": patch_size, "temporal_patch_size": 2, "merge_size": 2}
-    template = PARTS_TEMPLATE % "<|vision_start|><|video_pad|><|vision_end|>"
+    template = _template(*(f"<|vision_start|><|{kind}_pad|><|vision_end|>" for kind in ("image", "video")))
     return kind(
         image_processor=transformers.Qwen2VLImageProcessor(**sizes),
         video_processor=video_processor(**sizes),
@@ -111,9 +164,12 @@ def _qwen(kind, video_processor, patch_size):
     )
 
 
-_PROCESSORS = {
+PROCESSORS = {
     "llava_onevision": _llava_onevision,
+    "llava_next_video": _llava_next_video,
     "internvl": _internvl,
+    "smolvlm": _smolvlm,
+    "video_llama_3": _video_llama_3,
     "qwen2_vl": lambda: _qwen(transformers.Qwen2VLProcessor, transformers.Qwen2VLVideoProcessor, 14),
     "qwen2_5_vl": lambda: _qwen(transformers.Qwen2_5_VLProcessor, transformers.Qwen2VLVideoProcessor, 14),
     "qwen3_vl": lambda: _qwen(transformers.Qwen3VLProcessor, transformers.Qwen3VLVideoProcessor, 16),

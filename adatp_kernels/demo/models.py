@@ -1,4 +1,4 @@
-"""The model of the demo: a checkpoint the user names, or a small LLaVA-OneVision with random weights."""
+"""LLaVA-OneVision without its processor, which would need torchvision: one that was trained here, or a small one with random weights."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ import torch.nn.functional as F
 import transformers
 from torch import Tensor
 
-from adatp_kernels.demo.errors import DemoError
 from adatp_kernels.integrations.transformers.families.llava_onevision import LlavaOnevision
+from adatp_kernels.mistakes import Mistake, first_line
 
 # The built-in model reads and writes bytes; these ids follow the 256 of them.
 PAD, IMAGE, VIDEO = 256, 257, 258
@@ -106,21 +106,21 @@ def load_model(name: str) -> DemoModel:
 
     Raises
     ------
-    DemoError
+    Mistake
         If it is not there, or of no supported family.
     """
     try:
         config = transformers.AutoConfig.from_pretrained(name)
     except (OSError, ValueError) as error:
-        raise DemoError(f"no such model: {name} ({_first_line(error)})") from error
+        raise Mistake(f"no such model: {name} ({first_line(error)})") from error
     supported = [LlavaOnevision.model_type]
     if config.model_type not in supported:
-        raise DemoError(f"unsupported model: {name} is of the family {config.model_type!r}; supported are {supported}")
+        raise Mistake(f"unsupported model: {name} is of the family {config.model_type!r}; supported are {supported}")
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(name)
         model = transformers.AutoModelForImageTextToText.from_pretrained(name, dtype="auto")
     except (OSError, ValueError) as error:
-        raise DemoError(f"the model cannot be loaded: {name} ({_first_line(error)})") from error
+        raise Mistake(f"the model cannot be loaded: {name} ({first_line(error)})") from error
     model = model.to("cuda" if torch.cuda.is_available() else "cpu").eval()
     pixels = _preprocessing(name)
     return DemoModel(
@@ -142,7 +142,7 @@ def _encode(tokenizer: Any, video_id: int, question: str, video_tokens: int) -> 
         text = f"<|im_start|>user {video}\n{question}<|im_end|><|im_start|>assistant\n"
     ids = tokenizer(text)["input_ids"]
     if ids.count(video_id) != 1:
-        raise DemoError(
+        raise Mistake(
             f"the model's tokenizer puts {ids.count(video_id)} video tokens {video!r} into a prompt with one video"
         )
     place = ids.index(video_id)
@@ -158,7 +158,3 @@ def _preprocessing(name: str) -> dict[str, Any]:
         if path:
             return json.loads(Path(path).read_text())
     return {}
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -6,8 +6,8 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
-from adatp_kernels.demo.errors import DemoError
 from adatp_kernels.demo.models import DemoModel, load_model
+from adatp_kernels.mistakes import Mistake
 
 MODEL = Path(__file__).with_name("model")
 
@@ -35,14 +35,14 @@ def load_trained(folder: Path) -> Trained:
 
     Raises
     ------
-    DemoError
+    Mistake
         If there is none.
     """
     try:
         measured = json.loads((folder / "training.json").read_text(encoding="utf-8"))["measured"]
         threshold, kinds = float(measured["segments"]["threshold"]), tuple(measured["kinds"])
     except (OSError, ValueError, KeyError) as error:
-        raise DemoError(
+        raise Mistake(
             f"no trained model in {folder} ({type(error).__name__}: {error}); "
             "python -m adatp_kernels.demo.training --output FOLDER trains one"
         ) from error

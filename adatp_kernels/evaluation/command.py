@@ -15,13 +15,13 @@ import numpy as np
 import torch
 
 from adatp_kernels.demo.clips.questions import KINDS
-from adatp_kernels.demo.errors import DemoError
 from adatp_kernels.demo.trained import MODEL, load_trained
 from adatp_kernels.demo.training.batches import Example, example
 from adatp_kernels.evaluation.methods import ABLATED_AT, Method, ablations, adatp, controls, presets
 from adatp_kernels.evaluation.report import Comparison
 from adatp_kernels.evaluation.run import compare, decoder_of, inputs_of, kind_of
 from adatp_kernels.integrations.transformers import BiasReport, bias_report, calibrate_prior
+from adatp_kernels.mistakes import Mistake
 from adatp_kernels.prior import save_prior
 
 CLIPS, QUICK_CLIPS = 2048, 64
@@ -45,16 +45,16 @@ def run_evaluate(options: EvaluateOptions) -> Comparison:
 
     Raises
     ------
-    DemoError
+    Mistake
         For a setting that cannot be used.
     """
     clips = (QUICK_CLIPS if options.quick else CLIPS) if options.clips is None else options.clips
     if clips < 1:
-        raise DemoError(f"--clips: expected at least 1, got {clips}")
+        raise Mistake(f"--clips: expected at least 1, got {clips}")
     try:
         options.output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise DemoError(f"the folder for the results cannot be made: {error}") from error
+        raise Mistake(f"the folder for the results cannot be made: {error}") from error
     trained = load_trained(options.model or MODEL)
     model, threshold = trained.demo.model, trained.threshold
     started = time.perf_counter()

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from fractions import Fraction
 from numbers import Integral, Real
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import av
 import numpy as np
@@ -19,6 +19,8 @@ from adatp_kernels.video.packets import Packets, scan, usable
 from adatp_kernels.video.picture import Canvas
 from adatp_kernels.video.seeks import decode_by_seeks, plan
 from adatp_kernels.video.straight import Decoded, Trust, decode_straight
+
+_CLOCK = 1000  # frames a second in a video's metadata, so that its frames may lie anywhere in time
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,6 +54,26 @@ class Video:
     damaged: int
     size: tuple[int, int]
     evenly: Literal["time", "index"]
+
+    def metadata(self) -> dict[str, Any]:
+        """What the processors of transformers take as ``video_metadata``, with ``do_sample_frames=False``.
+
+        They make the times of frames from numbers of frames at a fixed rate, and the rate of the frames that they are given
+        from how many there are in all. So each frame's number is its time in milliseconds, and the number of all is such that
+        frames as far apart as these come of it.
+        """
+        count, height, width = self.frames.shape[:3]
+        size = {"height": height, "width": width}
+        if self.seconds is None:
+            return {**size, "fps": None, "duration": None, "frames_indices": [*range(count)], "total_num_frames": count}
+        apart = (self.seconds[-1] - self.seconds[0]) / (count - 1) if count > 1 else self.duration or 1.0
+        return {
+            **size,
+            "fps": float(_CLOCK),
+            "duration": apart * count if self.duration is None else self.duration,
+            "frames_indices": [round(_CLOCK * second) for second in self.seconds],
+            "total_num_frames": max(1, round(_CLOCK * apart * count)),
+        }
 
     def describe(self) -> str:
         """The video in one line for people."""

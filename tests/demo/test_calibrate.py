@@ -1,24 +1,35 @@
 """The command that measures a prior."""
 
+import numpy as np
 import pytest
 import torch
 
 import adatp_kernels as adatp
 from adatp_kernels.cli import main
+from adatp_kernels.demo import calibrate
 from adatp_kernels.prior import load_prior
 
 
-def test_a_prior_is_written_and_used(capsys, tmp_path):
+def test_a_prior_of_the_trained_model_is_written_and_used(capsys, tmp_path):
     path = tmp_path / "prior.safetensors"
-    assert main(["calibrate", "--frames", "3", "--clips", "2", "--output", str(path)]) == 0
+    assert main(["calibrate", "--clips", "2", "--output", str(path)]) == 0
     printed = capsys.readouterr().out
-    assert "prior for 3 frames of 49 positions" in printed and f"AdaTPConfig(prior='{path}')" in printed
+    assert "prior for 16 frames of 9 positions" in printed and f"AdaTPConfig(prior='{path}')" in printed
     prior = load_prior(path)
-    assert prior.shape == (3, 49) and 0 < prior.min() < 1 < prior.max()
+    assert prior.shape == (16, 9) and 0 < prior.min() < 1 < prior.max()
     assert adatp.AdaTPConfig(prior=path).prior == str(path)
     again = tmp_path / "again.safetensors"
-    main(["calibrate", "--frames", "3", "--clips", "2", "--output", str(again)])
+    assert main(["calibrate", "--clips", "2", "--output", str(again)]) == 0
     assert torch.equal(load_prior(again), prior)
+    assert main(["calibrate", "--clips", "2", "--frames", "3", "--output", str(again)]) == 0
+    assert load_prior(again).shape == (3, 9)
+
+
+def test_empty_clips_are_grey_each_another_with_grain_of_its_own():
+    clips = [*calibrate._clips(3, (2, 12, 16, 3))]
+    means = [clip.mean() for clip in clips]
+    assert means == sorted(means) and means[0] < 50 < 200 < means[-1]
+    assert not np.array_equal(clips[1][0], clips[1][1]) and 4 < clips[1].std() < 12
 
 
 @pytest.mark.parametrize(
@@ -26,11 +37,16 @@ def test_a_prior_is_written_and_used(capsys, tmp_path):
     [
         (("--frames", "0"), "--frames: expected at least 1, got 0"),
         (("--clips", "0"), "--clips: expected at least 1, got 0"),
+        (("--size", "640"), "--size: expected width x height, such as 640x360, got '640'"),
+        (("--size", "640x0"), "--size: expected width x height, such as 640x360, got '640x0'"),
         (("--output", "/nowhere/prior"), "no such directory for the prior"),
-        (("--output", "/"), "--output: expected a file for the prior, got a directory"),
+        (("--output", "/"), "expected a file for the prior, got a directory"),
+        (("--stages", "9,1"), "stages: layers must ascend strictly, got [9, 1]"),
         (("--model", "/nowhere"), "no such model"),
+        (("--model", ""), "--model: expected a folder or an id of a checkpoint, got nothing"),
     ],
 )
-def test_mistakes_end_with_code_2(capsys, arguments, message):
+def test_mistakes_end_with_code_2(capsys, tmp_path, monkeypatch, arguments, message):
+    monkeypatch.chdir(tmp_path)
     assert main(["calibrate", *arguments]) == 2
     assert message in capsys.readouterr().err

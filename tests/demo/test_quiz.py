@@ -4,19 +4,17 @@ import dataclasses
 import json
 import re
 
-import numpy as np
 import pytest
-from PIL import Image
 
 import adatp_kernels as adatp
 from adatp_kernels.cli import main
 from adatp_kernels.demo import quiz, run
 from adatp_kernels.demo.clips.questions import KINDS
-from adatp_kernels.demo.errors import DemoError
 from adatp_kernels.demo.trained import load_trained
 from adatp_kernels.demo.training import recipe
 from adatp_kernels.demo.training.batches import example
 from adatp_kernels.demo.training.network import build_network
+from adatp_kernels.mistakes import Mistake
 
 
 @pytest.fixture(scope="module")
@@ -26,26 +24,34 @@ def model(tmp_path_factory):
     return folder
 
 
-def test_questions_answers_and_marks(capsys, tmp_path, model, monkeypatch):
-    one = example("held-out", quiz.CLIP)
+def test_questions_answers_and_marks(model, monkeypatch):
+    trained = load_trained(model)
+    one, clip = example("held-out", 1), quiz.film_clip(1, trained.kinds)
     assert [question.kind for question in one.questions] == list(KINDS)
+    assert clip.questions == one.questions and clip.video.frames.shape == (16, 384, 384, 3)
     said = [word for question in one.questions for word in (question.answer, "blue")]
     really = quiz.answer
-    monkeypatch.setattr(quiz, "answer", lambda *arguments: (really(*arguments), said.pop(0))[1])
-    monkeypatch.setattr(run, "MODEL", model)
-    assert main(["demo", "--output", str(tmp_path / "kept.png"), "--repeats", "1"]) == 0
-    printed = capsys.readouterr().out
-    for question in one.questions:
-        mark = "✓" if question.answer == "blue" else "✗"
-        assert re.search(f"{question.text} +{question.answer} +✓ {question.answer} +{mark} blue", printed)
+
+    def answer(*arguments):
+        ids = trained.demo.encode(said.pop(0), 0)[0, -2:-1]
+        return dataclasses.replace(really(*arguments), ids=ids)
+
+    monkeypatch.setattr(quiz, "answer", answer)
+    config = adatp.AdaTPConfig(target_flops=0.5, segment_threshold=trained.threshold)
+    asked = quiz.ask(trained.demo, config, clip)
+    assert said == [] and tuple(asking.question for asking in asked) == one.questions
+    head, *lines, last = quiz.table(asked)
+    assert head.split() == ["question", "answer", "dense", "pruned"]
+    for line, asking in zip(lines, asked, strict=True):
+        answer = asking.question.answer
+        mark = "✓" if answer == "blue" else "✗"
+        assert re.fullmatch(f"{asking.question.text} +{answer} +✓ {answer} +{mark} blue", line)
+        assert asking.right("dense") and asking.right("pruned") == (answer == "blue")
+        # Its own report: <user>, the newline after the video and <assistant> besides the words.
+        assert asking.report.text_tokens == len(asking.question.text.split()) + 3
+        assert asking.report.planned_flops_ratio == pytest.approx(0.5, abs=0.01)
     blue = sum(question.answer == "blue" for question in one.questions)
-    assert f"right: dense {len(KINDS)} of {len(KINDS)}, pruned {blue} of {len(KINDS)}" in printed
-    (drawn,) = [question.text for question in one.questions if question.kind == quiz.DRAWN]
-    assert f'what was left for "{drawn}"' in printed
-    # <user>, the newline after the video and <assistant> besides; all other questions are shorter
-    assert f"{len(drawn.split()) + 3} text tokens" in printed
-    assert "16 frames of 384×384" in printed and "prefill, median of 1" in printed
-    assert np.asarray(Image.open(tmp_path / "kept.png")).ndim == 3
+    assert re.fullmatch(f"right +8 of 8 +{blue} of 8", last)
 
 
 def test_it_is_the_trained_model_that_answers(tmp_path, model):
@@ -66,7 +72,7 @@ def test_the_questions_are_the_clips_own(capsys, model, monkeypatch):
     for arguments in (("--question", "what moves"), ("--frames", "8")):
         assert main(["demo", *arguments]) == 2
         assert (
-            "the built-in model has a clip and questions of its own; give --model or --video" in capsys.readouterr().err
+            "the built-in model has clips and questions of its own; give --model or --video" in capsys.readouterr().err
         )
 
 
@@ -99,5 +105,5 @@ def test_mistakes(capsys, tmp_path, model):
     ):
         assert main(["evaluate", *arguments]) == 2
         assert message in capsys.readouterr().err
-    with pytest.raises(DemoError, match=r"demo\.training --output FOLDER trains one"):
+    with pytest.raises(Mistake, match=r"demo\.training --output FOLDER trains one"):
         load_trained(tmp_path)
