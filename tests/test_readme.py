@@ -1,11 +1,14 @@
-"""The Python in README and in the page on Hugging Face models runs, word for word."""
+"""The Python in README and in the page on Hugging Face models runs, word for word; tables are those on record, links lead somewhere."""
 
+import contextlib
 import dataclasses
+import io
 import json
 import re
 from pathlib import Path
 
 import accelerate
+import pytest
 import torch
 import transformers
 from family_models import build, prompt
@@ -34,7 +37,7 @@ def block(containing):
 def test_a_hugging_face_model(capsys):
     model = build("llava_onevision")
     # The tiny model has too few layers for the default schedule.
-    text = block("print(run.report())").replace("target_flops=0.273)  ", "target_flops=0.5, stages=(1, 2))  ")
+    text = block("AdaTPConfig.preset").replace("target_flops=0.273)  ", "target_flops=0.5, stages=(1, 2))  ")
     exec(text, {"model": model, "inputs": {**prompt("llava_onevision"), "max_new_tokens": 2}})
     assert "FLOPs of the visual tokens: planned" in capsys.readouterr().out
 
@@ -103,7 +106,7 @@ def test_kept_cells_as_data_and_as_a_picture(monkeypatch, tmp_path, capsys):
     with adatp.accelerate(model, CONFIG) as run, torch.no_grad():
         model(**prompt("qwen2_vl", size=(28, 56)))
     names = {"run": run, "frames": torch.zeros(12, 28, 56, 3, dtype=torch.uint8), "seconds": range(12)}
-    exec(block("report.cells()"), {**names, "question": "What does the dog do?"})
+    exec(block("bincount"), {**names, "question": "What does the dog do?"})
     assert re.match(r"after layer 1: \[\d(, \d){5}\] tokens a frame\n", capsys.readouterr().out)
     assert json.loads(Path("kept.json").read_text())["grids"] == [[2, 4]] * 6
     assert Path("kept.png").read_bytes().startswith(b"\x89PNG")
@@ -143,10 +146,67 @@ def test_several_processes(tmp_path):
 
 def test_its_tables_are_those_of_the_comparison_that_is_on_record():
     record = (ROOT / "benches/results/evaluation/evaluation.md").read_text(encoding="utf-8")
+    evaluation = (ROOT / "docs/evaluation.md").read_text(encoding="utf-8")
     tables = re.findall(r"^(\| (?:accuracy in %|at 0)[^\n]*\n\|---.*?)(?:\n\n|\Z)", record, re.DOTALL | re.MULTILINE)
     assert len(tables) == 3  # by budget, by kind of question, with a part of the method changed
     for table in tables:
-        assert table in PAGES[0]
+        assert table in evaluation
+    rows = re.findall(r"^\| (?:accuracy in %|adatp|fastv|not pruned) \| .*", PAGES[0], re.MULTILINE)
+    assert len(rows) == 4 and all(f"\n{row}\n" in record for row in rows)
+
+
+def test_what_a_target_comes_to():
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        exec(block("shots"), {"adatp": adatp, "torch": torch})
+    assert len(printed.getvalue().splitlines()) == 3 and f"```\n{printed.getvalue()}```" in PAGES[0]
+
+
+def prose(path):
+    """A page without its code."""
+    text = re.sub(r"^```.*?^```", "", path.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+    return re.sub(r"`[^`\n]*`", "`", text)
+
+
+def links(path):
+    """What a page links to, web addresses aside."""
+    found = re.findall(r"\]\(([^)\s]+)\)", prose(path))
+    return [link for link in found if not re.match(r"[a-z]+:", link)]
+
+
+def anchors(path):
+    """The names of a page's headings, as code hosts make them."""
+    text = re.sub(r"^```.*?^```", "", path.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+    names = []
+    for heading in re.findall(r"^#+ (.*)", text, re.MULTILINE):
+        words = re.sub(r"\[(.*?)\]\(.*?\)", r"\1", heading).lower()
+        name = re.sub(r"[^\w\- ]", "", words).replace(" ", "-")
+        again = sum(1 for other in names if re.fullmatch(rf"{re.escape(name)}(-\d+)?", other))
+        names.append(f"{name}-{again}" if again else name)
+    return names
+
+
+MARKDOWN = sorted(
+    [
+        *ROOT.glob("*.md"),
+        *(p for folder in ("adatp_kernels", "benches", "csrc", "docs") for p in (ROOT / folder).rglob("*.md")),
+    ]
+)
+
+
+@pytest.mark.parametrize("page", MARKDOWN, ids=lambda page: str(page.relative_to(ROOT)))
+def test_links_lead_somewhere(page):
+    for link in links(page):
+        name, _, anchor = link.partition("#")
+        target = (page.parent / name).resolve() if name else page
+        assert target.exists() and target.is_relative_to(ROOT), link
+        assert not anchor or anchor in anchors(target), link
+
+
+def test_readme_links_every_page_once():
+    linked = [link.partition("#")[0] for link in links(ROOT / "README.md")]
+    for page in (*(ROOT / "docs").iterdir(), ROOT / "CHANGELOG.md", ROOT / "CONTRIBUTING.md"):
+        assert linked.count(page.relative_to(ROOT).as_posix()) == 1, page
 
 
 def test_docstrings_of_single_operations_say_what_they_take_give_and_refuse():

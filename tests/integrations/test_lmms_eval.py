@@ -28,7 +28,7 @@ from loguru import logger
 import adatp_kernels as adatp
 from adatp_kernels.integrations.lmms_eval.arguments import split_arguments
 
-README = Path(__file__).parents[2] / "README.md"
+PAGE = Path(__file__).parents[2] / "docs/lmms-eval.md"
 # The harness's own model for each of ours, the arguments that suit a tiny one, and stages that it has the layers for.
 QWEN = "device_map=cpu,max_num_frames=12,min_pixels=3136,max_pixels=12544"
 FAMILIES = {
@@ -181,10 +181,9 @@ def test_a_task_is_scored_by_one_command(checkpoint, clips, task, tmp_path):
     first, second, third = answers_by_hand(folder, clips, config)
     assert first != second != third
     output = tmp_path / "results"
-    # README's command, with other values for some of its options.
-    (command,) = re.findall(
-        r"^lmms-eval (--model .*?)\n```", README.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE
-    )
+    # The page's command, with other values for some of its options.
+    text = PAGE.read_text(encoding="utf-8")
+    (command,) = re.findall(r"^lmms-eval (--model .*?)\n```", text, re.DOTALL | re.MULTILINE)
     words = shlex.split(command.replace("\\\n", ""))
     assert set(words[words.index("--tasks") + 1].split(",")) <= set(TaskManager().all_tasks)
     arguments = f"pretrained={folder},max_frames_num=6,target_flops=0.4,stages=[1,3]"
