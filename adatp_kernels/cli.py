@@ -83,7 +83,12 @@ _TargetFlops = Annotated[
 def ask(
     model: Annotated[str, typer.Option(help="Hugging Face checkpoint of a supported family: a folder or an id.")],
     video: Annotated[list[str] | None, typer.Option(help="Video file; may be given several times.")] = None,
-    image: Annotated[list[str] | None, typer.Option(help="Image file, before the videos; likewise.")] = None,
+    image: Annotated[
+        list[str] | None,
+        typer.Option(
+            help="Image file, before the videos; likewise. Beside a video it is left whole, alone it is pruned."
+        ),
+    ] = None,
     question: Annotated[
         list[str] | None,
         typer.Option(
@@ -97,7 +102,9 @@ def ask(
     stages: Annotated[
         str | None, typer.Option(help="Layers after which tokens go, as in 1,3,5, or the name of a choice of them.")
     ] = None,
-    prior: Annotated[str | None, typer.Option(help="Positional prior, a file of adatp calibrate.")] = None,
+    prior: Annotated[
+        str | None, typer.Option(help="Positional prior, a file of adatp calibrate, for one number and size of frames.")
+    ] = None,
     config: Annotated[Path | None, typer.Option(help="JSON of an AdaTPConfig, which the options above change.")] = None,
     device: Annotated[str, typer.Option(help="As cpu or cuda:1; auto is a GPU if there is one.")] = "auto",
     dtype: Annotated[str, typer.Option(help="auto (the checkpoint's), float32, bfloat16 or float16.")] = "auto",

@@ -100,9 +100,9 @@ def test_a_warning_is_one_line(capsys, monkeypatch):
 @pytest.mark.parametrize(
     ("option", "said"),
     [
-        ("--video", b"no such model"),
+        ("--video", b"no checkpoint in"),
         ("--question", b"--question: expected text in UTF-8"),
-        ("--model", b"no such model: \\udcff\\udcfe"),
+        ("--model", b"no such model, in a folder or on the Hugging Face Hub: \\udcff\\udcfe"),
         ("--json", b"no such directory for the JSON: \\udcff\\udcfe"),
     ],
 )

@@ -113,7 +113,7 @@ def prefill_times(
 ) -> dict[str, float]:
     """Median seconds that the decoder takes to read the prompt, dense and pruned in turn."""
     times: dict[str, list[float]] = {way: [] for way in WAYS}
-    for _ in tqdm(range(repeats + 1), desc="timing", delay=1, leave=False):
+    for _ in tqdm(range(repeats + 1), desc="timing", delay=1, disable=None, leave=False):
         for way, measured in times.items():
             with pruning(model, config, way, images), timed(model, measured):
                 model.generate(**inputs, max_new_tokens=1, do_sample=False)

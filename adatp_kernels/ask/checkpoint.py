@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 import importlib.util
+import sys
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 import numpy as np
@@ -45,10 +47,14 @@ class Checkpoint:
         if not name:
             raise Mistake("--model: expected a folder or an id of a checkpoint, got nothing")
         self.name = name
+        folder = Path(name).expanduser()
+        if not folder.exists() and (folder.is_absolute() or name.startswith(".")):
+            raise Mistake(f"no such folder for the model: {name}")
         try:
             self.config = transformers.AutoConfig.from_pretrained(name)
         except Exception as error:  # whatever is wrong with somebody's files
-            raise Mistake(f"no such model: {name} ({first_line(error)})") from error
+            what = "no checkpoint in" if folder.exists() else "no such model, in a folder or on the Hugging Face Hub:"
+            raise Mistake(f"{what} {name} ({first_line(error)})") from error
         family = families.FAMILIES.get(self.config.model_type)
         if family is None:
             raise Mistake(
@@ -163,11 +169,17 @@ class Checkpoint:
         """Say which packages are missing, if some are."""
         named = [name for name in OPTIONAL if name in str(error).lower() and importlib.util.find_spec(name) is None]
         if named:
-            packages = " ".join(named)
+            packages = " ".join(map(_pinned, named))
             raise Mistake(
-                f"the processor of {self.name} needs a package that is missing: pip install {packages}"
+                f"the processor of {self.name} needs a package: {sys.executable} -m pip install {packages}"
             ) from error
         raise Mistake(f"the processor of {self.name} cannot be loaded: {first_line(error)}") from error
+
+
+def _pinned(package: str) -> str:
+    """What to install: a torchvision is made for one torch, and breaks with another."""
+    release = torch.__version__.split(".")
+    return f"torchvision==0.{int(release[1]) + 15}.*" if package == "torchvision" and release[0] == "2" else package
 
 
 def check_attention(attention: str | None) -> None:
@@ -192,7 +204,8 @@ def device_of(name: str) -> torch.device:
         device = torch.device(name)
         torch.empty(0, device=device)
     except (RuntimeError, AssertionError) as error:
-        raise Mistake(f"--device: {name!r} is not here ({first_line(error)})") from error
+        known = "expected auto, cpu, cuda or cuda:NUMBER" if "device type at start" in str(error) else first_line(error)
+        raise Mistake(f"--device: {name!r} is not here ({known})") from error
     return device
 
 

@@ -11,10 +11,12 @@ from adatp_kernels.ask.answering import WAYS, Answer, answer, prefill_times, tol
 from adatp_kernels.ask.checkpoint import Checkpoint, device_of
 from adatp_kernels.ask.once import encode_once
 from adatp_kernels.ask.options import AskOptions, checked, pictures
+from adatp_kernels.ask.quiet import quiet
 from adatp_kernels.ask.result import Asked, result
 from adatp_kernels.config import AdaTPConfig
-from adatp_kernels.integrations.transformers import mrope_positions
+from adatp_kernels.integrations.transformers import Report, mrope_positions
 from adatp_kernels.mistakes import Mistake, first_line
+from adatp_kernels.prior import load_prior
 from adatp_kernels.video import Video, VideoError, read_video
 
 FRAMES = 32  # if nobody says how many
@@ -29,6 +31,11 @@ def run_ask(options: AskOptions) -> list[Asked]:
         For a file, model or setting that cannot be used.
     """
     config = checked(options)
+    with quiet():
+        return _ask(options, config)
+
+
+def _ask(options: AskOptions, config: AdaTPConfig) -> list[Asked]:
     device = device_of(options.device)
     checkpoint = Checkpoint(options.model)
     _check_stages(config, checkpoint)
@@ -48,9 +55,10 @@ def run_ask(options: AskOptions) -> list[Asked]:
     with mrope_positions(model), encode_once(model):
         for number, question in enumerate(options.questions):
             inputs = prompts[number].to(device, model.dtype)
-            with tqdm(ways, desc="generating", delay=1, leave=False) as bar:
+            with tqdm(ways, desc="generating", delay=1, disable=None, leave=False) as bar:
                 answers = {way: answer(model, inputs, config, way, options.max_new_tokens, keep) for way in bar}
             asked.append(_told(checkpoint, question, answers))
+            _check_prior(config, asked[-1].report, videos)
         times = None
         if options.dense and options.repeats:
             inputs = prompts[0].to(device, model.dtype)
@@ -59,10 +67,9 @@ def run_ask(options: AskOptions) -> list[Asked]:
     if options.output is not None:
         _draw(pictures(options), asked, videos, checkpoint)
     if options.json is not None:
-        options.json.write_text(
-            result(checkpoint, model, config, [*zip(options.videos, videos, strict=True)], asked, times),
-            encoding="utf-8",
-        )
+        named = [*zip(options.videos, videos, strict=True)]
+        text = result(checkpoint, model, config, named, options.images, asked, times)
+        options.json.write_text(text, encoding="utf-8")
         print(f"answers, plan, kept cells, times and memory: {options.json}")
     return asked
 
@@ -71,7 +78,7 @@ def _check_stages(config: AdaTPConfig, checkpoint: Checkpoint) -> None:
     try:
         config.stage_layers(checkpoint.num_layers)
     except ValueError as error:
-        raise Mistake(f"{first_line(error)} (--stages 1,2)") from error
+        raise Mistake(f"{first_line(error)}; here: --stages 1,2") from error
 
 
 def _read(path: str, options: AskOptions, checkpoint: Checkpoint) -> Video:
@@ -88,8 +95,10 @@ def _open(path: str) -> Image.Image:
     try:
         with Image.open(path) as image:
             return image.convert("RGB")
+    except FileNotFoundError as error:
+        raise Mistake(f"no such image file: {path or 'an empty name'}") from error
     except (OSError, ValueError) as error:
-        raise Mistake(f"not an image that can be read: {path or 'an empty name'} ({first_line(error)})") from error
+        raise Mistake(f"not an image that can be read: {path} ({first_line(error)})") from error
 
 
 def _told(checkpoint: Checkpoint, question: str, answers: dict[str, Answer]) -> Asked:
@@ -99,13 +108,25 @@ def _told(checkpoint: Checkpoint, question: str, answers: dict[str, Answer]) -> 
     print(f"\nquestion: {question}")
     for way, text in words.items():
         print(f"  {way:<7} {text!r}")
-    whole, left = len(report.layout), report.actual_tokens[-1]
     print(
-        f"  {_many(len(report.segments), 'frame')} in {_many(report.segments[-1] + 1, 'segment')}; of {whole:,} visual tokens "
-        f"{left:,} reach the last layer; {report.actual_flops_ratio:.3f} of their FLOPs, planned {report.planned_flops_ratio:.3f}"
+        f"  {_many(len(report.segments), 'frame')} in {_many(report.segments[-1] + 1, 'segment')}; {report.plan.describe()}"
     )
     print("  cache: " + ", ".join(f"{way} {reply.cache_bytes / 1e6:,.1f} MB" for way, reply in answers.items()))
     return Asked(question, words, answers)
+
+
+def _check_prior(config: AdaTPConfig, report: Report, videos: list[Video]) -> None:
+    """Raise for a prior that was made for frames of other cells: a pruner takes it as long as it has as many."""
+    if config.prior is None:
+        return
+    positions = load_prior(config.prior).shape[1]
+    for frame, grid in enumerate(report.grids):
+        if grid is not None and grid[0] * grid[1] != positions:
+            count, height, width = videos[0].frames.shape[:3] if videos else (1, "HEIGHT", "WIDTH")
+            raise Mistake(
+                f"--prior: expected {grid[0]} × {grid[1]} cells, as frame {frame} has, got {positions} in {config.prior}, which is for "
+                f"one number and size of frames: adatp calibrate --frames {count} --size {width}x{height}"
+            )
 
 
 def _draw(paths: list[Path], asked: list[Asked], videos: list[Video], checkpoint: Checkpoint) -> None:

@@ -75,7 +75,23 @@ def checked(options: AskOptions) -> AdaTPConfig:
             check_output(path, "picture", (".png",))
     if options.json is not None:
         check_output(options.json, "JSON")
+    _check_overwritten(options)
     return _config(options)
+
+
+def _check_overwritten(options: AskOptions) -> None:
+    """Raise for an output that is one of the inputs, or another output."""
+    known: list[str | Path] = [*options.videos, *options.images]
+    known += [path for path in (options.prior, options.config) if path is not None]
+    for output in [*pictures(options), *([] if options.json is None else [options.json])]:
+        for other in known:
+            if output.absolute() == Path(other).absolute() or _same_file(output, Path(other)):
+                raise Mistake(f"--output, --json: {output} would be written over {other}")
+        known.append(output)
+
+
+def _same_file(one: Path, other: Path) -> bool:
+    return one.exists() and other.exists() and one.samefile(other)
 
 
 def _config(options: AskOptions) -> AdaTPConfig:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from importlib import metadata
@@ -37,6 +38,7 @@ def result(
     model: Any,
     config: AdaTPConfig,
     videos: Sequence[tuple[str, Video]],
+    images: Sequence[str],
     asked: Sequence[Asked],
     times: Mapping[str, float] | None,
 ) -> str:
@@ -48,6 +50,8 @@ def result(
         What was asked, and how it was pruned.
     videos : sequence of (str, Video)
         With the paths that they were read from.
+    images : sequence of str
+        Paths.
     asked : sequence of Asked
     times : dict of str to float, or None
         Seconds of the decoder's prefill of the first question, by way.
@@ -64,15 +68,27 @@ def result(
         },
         "config": dataclasses.asdict(config),
         "videos": [_video(path, video) for path, video in videos],
+        "images": [_text(path) for path in images],
+        "images_pruned": bool(images) and not videos,
         "questions": [_question(one) for one in asked],
         "prefill_seconds": times,
     }
-    return json.dumps(told, indent=1, ensure_ascii=False) + "\n"
+    return _short_lists(json.dumps(told, indent=1, ensure_ascii=False)) + "\n"
+
+
+def _short_lists(text: str) -> str:
+    """JSON with lists of numbers in one line. (In a string there is no line's end.)"""
+    return re.sub(r"\[\n[-+\d.,e\s]+\]", lambda numbers: "[" + " ".join(numbers[0][1:-1].split()) + "]", text)
+
+
+def _text(path: str) -> str:
+    """A path, of any bytes, as text."""
+    return path.encode(errors="surrogateescape").decode(errors="replace")
 
 
 def _video(path: str, video: Video) -> dict[str, Any]:
     return {
-        "path": path.encode(errors="surrogateescape").decode(errors="replace"),
+        "path": _text(path),
         "frames": len(video.frames),
         "source_frames": video.num_source_frames,
         "seconds": video.seconds and list(video.seconds),

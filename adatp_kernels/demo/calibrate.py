@@ -52,7 +52,7 @@ def run_calibrate(options: CalibrateOptions) -> None:
     model, inputs = _model(options.model)
     clips = _clips(options.clips, (frames, height, width, 3))
     prompts = (inputs(clip, options.question) for clip in clips)
-    progress = tqdm(prompts, total=options.clips, desc="content-free clips", delay=1, leave=False)
+    progress = tqdm(prompts, total=options.clips, desc="content-free clips", delay=1, disable=None, leave=False)
     try:
         config = AdaTPConfig() if options.stages is None else AdaTPConfig(stages=layers(options.stages))
         with mrope_positions(model):

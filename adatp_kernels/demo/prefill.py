@@ -105,7 +105,7 @@ def measure(demo: DemoModel, frames: np.ndarray, question: str, config: AdaTPCon
     inputs = demo.inputs(frames, question)
     seconds: dict[str, list[float]] = {way: [] for way in WAYS}
     cache: dict[str, int] = {}
-    with tqdm(total=1 + 2 * pairs, desc="reading the prompt", delay=1, leave=False) as progress:
+    with tqdm(total=1 + 2 * pairs, desc="reading the prompt", delay=1, disable=None, leave=False) as progress:
         # The warm-up is the shorter of the two, and compacts, which is as good for that and tells one more figure.
         with pruning(demo.model, dataclasses.replace(config, compact_cache=True), "pruned"):
             cache["compacted"] = cache_bytes(demo.model(**inputs, logits_to_keep=1).past_key_values)

@@ -60,7 +60,7 @@ def ask(demo: DemoModel, config: AdaTPConfig, clip: Filmed) -> list[Asked]:
         If the configuration cannot prune them.
     """
     asked = []
-    with tqdm(clip.questions, desc="asking", delay=1, leave=False) as questions:
+    with tqdm(clip.questions, desc="asking", delay=1, disable=None, leave=False) as questions:
         for question in questions:
             inputs = demo.inputs(clip.video.frames, question.text)
             answers = {way: answer(demo.model, inputs, config, way, LONGEST) for way in WAYS}

@@ -74,7 +74,7 @@ def _ask_one(options: DemoOptions, path: str, config: AdaTPConfig) -> Report:
     demo = build_model()
     print(UNTRAINED)
     inputs = demo.inputs(video.frames, question)
-    with tqdm(WAYS, desc="generating", delay=1, leave=False) as ways:
+    with tqdm(WAYS, desc="generating", delay=1, disable=None, leave=False) as ways:
         answers = {way: answer(demo.model, inputs, config, way, options.max_new_tokens) for way in ways}
     report = answers["pruned"].report
     assert report is not None

@@ -102,7 +102,9 @@ def compare(
     """
     outcomes, floors = [Outcome() for _ in methods], Floors()
     batches = range(0, clips, BATCH)
-    with tqdm(total=len(batches) * len(methods), desc="evaluating", unit="batch", delay=1, smoothing=0.02) as progress:
+    with tqdm(
+        total=len(batches) * len(methods), desc="evaluating", unit="batch", delay=1, disable=None, smoothing=0.02
+    ) as progress:
         for first in batches:
             numbers = range(first, min(first + BATCH, clips))
             examples = [

@@ -67,6 +67,7 @@ def scan(container: av.container.InputContainer, index: int) -> Packets:
             total=stream.frames or None,
             unit="packet",
             delay=1,
+            disable=None,
             leave=False,
         ):
             if packet.size == 0:

@@ -76,7 +76,7 @@ def decode_by_seeks(path: Path, index: int, packets: Packets, runs: Sequence[Run
     try:
         with (
             open_file(path) as container,
-            tqdm(total=count, desc="reading video", unit="frame", delay=1, leave=False) as progress,
+            tqdm(total=count, desc="reading video", unit="frame", delay=1, disable=None, leave=False) as progress,
         ):
             stream = container.streams[index]
             stream.thread_type = ThreadType.AUTO

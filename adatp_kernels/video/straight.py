@@ -54,7 +54,7 @@ def decode_straight(path: Path, index: int, total: int, wanted: Sequence[int], c
     canvas.clear(len(wanted))
     with (
         open_file(path) as container,
-        tqdm(total=total, desc="reading video", unit="frame", delay=1, leave=False) as progress,
+        tqdm(total=total, desc="reading video", unit="frame", delay=1, disable=None, leave=False) as progress,
     ):
         stream = container.streams[index]
         if trust is Trust.WHOLE:

@@ -54,11 +54,14 @@ NO_MODEL = ("--model", "none", "--video", "clip.mp4")
         (("--video", "a", "--json", "."), "expected a file for the JSON, got a directory: ."),
         (("--video", "a", "--json", "/dev/null"), "expected a file for the JSON, got something else: /dev/null"),
         (("--image", "a", "--output", "x.png"), "--output: the picture shows a video's frames"),
+        (("--video", "a.png", "--output", "a.png"), "--output, --json: a.png would be written over a.png"),
+        (("--video", "a", "--config", "x.json", "--json", "x.json"), "--output, --json: x.json would be written over x.json"),
+        (("--video", "a", "--output", "x.png", "--json", "./x.png"), "--output, --json: x.png would be written over x.png"),
         (("--video", "a", "--dtype", "int8"), "--dtype: expected one of ['auto', 'float32', 'bfloat16', 'float16'], got"),
         (("--video", "a", "--attn", "flash"), "--attn: expected one of ['eager', 'sdpa', 'flash_attention_2', 'adatp']"),
         (("--video", "a", "--attn", "flash_attention_2"), "--attn: flash_attention_2 needs flash-attn: pip install"),
         (("--video", "a", "--device", "cuda:77"), "--device: 'cuda:77' is not here"),
-        (("--video", "a", "--device", "toaster"), "--device: 'toaster' is not here"),
+        (("--video", "a", "--device", "toaster"), "--device: 'toaster' is not here (expected auto, cpu, cuda or cuda:NUMBER)"),
         (("--video", "a", "--target-flops", "1.5"), "target_flops: expected a number in (0.0, 1.0], got 1.5"),
         (("--video", "a", "--stages", "a,b"), "stages: expected one of ['progressive', 'single', 'three'], got 'a,b'"),
         (("--video", "a", "--stages", "3,1"), "stages: layers must ascend strictly, got [3, 1]"),
@@ -83,8 +86,10 @@ def test_models(capsys, tmp_path):
     (tmp_path / "bad" / "config.json").write_text("{")
     for model, said in (
         ("", "--model: expected a folder or an id of a checkpoint, got nothing"),
-        (tmp_path / "none", f"no such model: {tmp_path / 'none'} ("),
-        (tmp_path / "bad", f"no such model: {tmp_path / 'bad'} ("),
+        (tmp_path / "none", f"no such folder for the model: {tmp_path / 'none'}"),
+        ("./none", "no such folder for the model: ./none"),
+        ("a/b/c", "no such model, in a folder or on the Hugging Face Hub: a/b/c ("),
+        (tmp_path / "bad", f"no checkpoint in {tmp_path / 'bad'} ("),
         (bert, f"unsupported model: {bert} is of the family 'bert'; supported are ['llava_onevision', "),
     ):
         assert refused(capsys, "--model", model, "--video", "clip.mp4").startswith(said)
@@ -114,11 +119,13 @@ def test_videos_images_and_layers(capsys, monkeypatch, tmp_path):
     layers = ("--stages", "1,2")
     for arguments, said in (
         (("--video", tmp_path / "none.mp4", *layers), "no such video file"),
-        (("--video", "", *layers), ""),
-        (("--video", tmp_path / "notes.txt", *layers), ""),
-        (("--image", tmp_path / "none.png", *layers), "not an image that can be read"),
+        (("--video", "", *layers), "no video file named: the path is empty"),
+        (("--video", tmp_path / "notes.txt", *layers), "not a video but text: "),
+        (("--video", "https://example.org/clip.mp4", *layers), "an address, not a file: https://example.org/clip.mp4"),
+        (("--video", tmp_path, *layers), "a folder, not a video file: "),
+        (("--image", tmp_path / "none.png", *layers), "no such image file"),
         (("--image", tmp_path / "notes.txt", *layers), "not an image that can be read"),
-        (("--image", "", *layers), "not an image that can be read: an empty name"),
+        (("--image", "", *layers), "no such image file: an empty name"),
         (
             ("--image", image),
             "stages: 'progressive' prunes after layers 1 … num_layers-13 and so needs at least 14 layers",
@@ -126,3 +133,11 @@ def test_videos_images_and_layers(capsys, monkeypatch, tmp_path):
         (("--image", image, "--stages", "1,11"), "stages: tokens are dropped after a layer and before the next"),
     ):
         assert refused(capsys, "--model", "any", *arguments).startswith(said)
+
+
+def test_outputs_are_compared_with_inputs_by_the_file_that_they_are(capsys, tmp_path):
+    film, link = tmp_path / "film.mp4", tmp_path / "link.json"
+    film.write_bytes(b"a film")
+    link.symlink_to(film)
+    said = refused(capsys, "--model", "none", "--video", film, "--json", link)
+    assert said == f"--output, --json: {link} would be written over {film}" and film.read_bytes() == b"a film"

@@ -42,7 +42,7 @@ def test_empty_clips_are_grey_each_another_with_grain_of_its_own():
         (("--output", "/nowhere/prior"), "no such directory for the prior"),
         (("--output", "/"), "expected a file for the prior, got a directory"),
         (("--stages", "9,1"), "stages: layers must ascend strictly, got [9, 1]"),
-        (("--model", "/nowhere"), "no such model"),
+        (("--model", "/nowhere"), "no such folder for the model: /nowhere"),
         (("--model", ""), "--model: expected a folder or an id of a checkpoint, got nothing"),
     ],
 )
