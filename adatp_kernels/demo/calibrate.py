@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from adatp_kernels.ask.checkpoint import Checkpoint, device_of
 from adatp_kernels.ask.options import layers
+from adatp_kernels.ask.quiet import quiet
 from adatp_kernels.config import AdaTPConfig
 from adatp_kernels.demo.trained import MODEL, load_trained
 from adatp_kernels.integrations.transformers import calibrate_prior, mrope_positions
@@ -49,7 +50,8 @@ def run_calibrate(options: CalibrateOptions) -> None:
             raise Mistake(f"{name}: expected at least 1, got {value}")
     width, height = _size(options.size)
     check_output(options.output, "prior")
-    model, inputs = _model(options.model)
+    with quiet():
+        model, inputs = _model(options.model)
     clips = _clips(options.clips, (frames, height, width, 3))
     prompts = (inputs(clip, options.question) for clip in clips)
     progress = tqdm(prompts, total=options.clips, desc="content-free clips", delay=1, disable=None, leave=False)

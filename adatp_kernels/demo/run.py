@@ -8,6 +8,7 @@ from pathlib import Path
 from tqdm import tqdm
 
 from adatp_kernels.ask.answering import WAYS, answer, prefill_times, told_times
+from adatp_kernels.ask.quiet import quiet
 from adatp_kernels.config import AdaTPConfig
 from adatp_kernels.demo.models import build_model
 from adatp_kernels.demo.show import run_show
@@ -60,7 +61,8 @@ def run_demo(options: DemoOptions) -> Report:
         raise Mistake(
             "--question, --frames: the built-in model has a clip and questions of its own; give --model or --video, too"
         )
-    return run_show(MODEL, options.output, options.target_flops, options.repeats)
+    with quiet():
+        return run_show(MODEL, options.output, options.target_flops, options.repeats)
 
 
 def _ask_one(options: DemoOptions, path: str, config: AdaTPConfig) -> Report:
