@@ -45,6 +45,21 @@ def check_output(path: Path, what: str, suffixes: Sequence[str] = ()) -> None:
         path.unlink()
 
 
+def check_question(question: str) -> None:
+    """Raise unless there are words to ask.
+
+    Raises
+    ------
+    Mistake
+    """
+    if not question.strip():
+        raise Mistake("--question: expected words, got none")
+    try:
+        question.encode()
+    except UnicodeEncodeError as error:
+        raise Mistake("--question: expected text in UTF-8, got other bytes") from error
+
+
 def first_line(error: Exception) -> str:
     """What an error says, in one line."""
     lines = str(error).strip().splitlines()

@@ -9,7 +9,7 @@ from typing import Any
 
 from adatp_kernels.ask.checkpoint import DTYPES, check_attention
 from adatp_kernels.config import AdaTPConfig
-from adatp_kernels.mistakes import Mistake, check_output, first_line
+from adatp_kernels.mistakes import Mistake, check_output, check_question, first_line
 from adatp_kernels.prior import load_prior
 
 
@@ -59,12 +59,7 @@ def checked(options: AskOptions) -> AdaTPConfig:
     if options.fps is not None and not 0 < options.fps < float("inf"):
         raise Mistake(f"--fps: expected more than 0, got {options.fps}")
     for question in options.questions:
-        if not question.strip():
-            raise Mistake("--question: expected words, got none")
-        try:
-            question.encode()
-        except UnicodeEncodeError as error:
-            raise Mistake("--question: expected text in UTF-8, got other bytes") from error
+        check_question(question)
     if options.dtype not in DTYPES:
         raise Mistake(f"--dtype: expected one of {list(DTYPES)}, got {options.dtype!r}")
     check_attention(options.attention)

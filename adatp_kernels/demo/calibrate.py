@@ -16,7 +16,7 @@ from adatp_kernels.ask.quiet import quiet
 from adatp_kernels.config import AdaTPConfig
 from adatp_kernels.demo.trained import MODEL, load_trained
 from adatp_kernels.integrations.transformers import calibrate_prior, mrope_positions
-from adatp_kernels.mistakes import Mistake, check_output, first_line
+from adatp_kernels.mistakes import Mistake, check_output, check_question, first_line
 from adatp_kernels.prior import save_prior
 from adatp_kernels.video import Video
 
@@ -49,6 +49,7 @@ def run_calibrate(options: CalibrateOptions) -> None:
         if value < 1:
             raise Mistake(f"{name}: expected at least 1, got {value}")
     width, height = _size(options.size)
+    check_question(options.question)
     check_output(options.output, "prior")
     with quiet():
         model, inputs = _model(options.model)

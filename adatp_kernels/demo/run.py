@@ -14,7 +14,7 @@ from adatp_kernels.demo.models import build_model
 from adatp_kernels.demo.show import run_show
 from adatp_kernels.demo.trained import MODEL
 from adatp_kernels.integrations.transformers import Report
-from adatp_kernels.mistakes import Mistake, check_output
+from adatp_kernels.mistakes import Mistake, check_output, check_question
 from adatp_kernels.video import VideoError, read_video
 
 FRAMES = 32
@@ -50,6 +50,8 @@ def run_demo(options: DemoOptions) -> Report:
         value = getattr(options, name)
         if value is not None and value < 1:
             raise Mistake(f"--{name.replace('_', '-')}: expected at least 1, got {value}")
+    if options.question is not None:
+        check_question(options.question)
     check_output(options.output, "picture", (".png",))
     try:
         config = AdaTPConfig() if options.target_flops is None else AdaTPConfig(target_flops=options.target_flops)

@@ -21,7 +21,7 @@ from adatp_kernels.evaluation.methods import ABLATED_AT, Method, ablations, adat
 from adatp_kernels.evaluation.report import Comparison
 from adatp_kernels.evaluation.run import compare, decoder_of, inputs_of, kind_of
 from adatp_kernels.integrations.transformers import BiasReport, bias_report, calibrate_prior
-from adatp_kernels.mistakes import Mistake
+from adatp_kernels.mistakes import Mistake, check_output
 from adatp_kernels.prior import save_prior
 
 CLIPS, QUICK_CLIPS = 2048, 64
@@ -55,6 +55,7 @@ def run_evaluate(options: EvaluateOptions) -> Comparison:
         options.output.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise Mistake(f"the folder for the results cannot be made: {error}") from error
+    check_output(options.output / "evaluation.md", "tables")
     trained = load_trained(options.model or MODEL)
     model, threshold = trained.demo.model, trained.threshold
     started = time.perf_counter()

@@ -1,13 +1,17 @@
 """What cannot be used is refused in one line, before a video is read or weights are loaded."""
 
+import importlib.util
+import sys
+
 import numpy as np
 import pytest
 import transformers
 from PIL import Image
 
-from adatp_kernels.ask import command
+from adatp_kernels.ask import checkpoint, command
 from adatp_kernels.ask.checkpoint import Checkpoint
 from adatp_kernels.cli import main
+from adatp_kernels.demo.trained import MODEL
 
 
 @pytest.fixture
@@ -141,3 +145,18 @@ def test_outputs_are_compared_with_inputs_by_the_file_that_they_are(capsys, tmp_
     link.symlink_to(film)
     said = refused(capsys, "--model", "none", "--video", film, "--json", link)
     assert said == f"--output, --json: {link} would be written over {film}" and film.read_bytes() == b"a film"
+
+
+@pytest.mark.skipif(importlib.util.find_spec("torchvision") is not None, reason="it is installed")
+@pytest.mark.usefixtures("untouched")
+def test_a_package_that_the_processor_lacks_is_named(capsys):
+    """With the release that fits the torch that is here, for the Python that runs."""
+    said = refused(capsys, "--model", MODEL, "--video", "clip.mp4")
+    assert said.startswith(f"the processor of {MODEL} needs a package: {sys.executable} -m pip install torchvision==0.")
+    assert checkpoint._pinned("num2words") == "num2words"
+
+
+def test_the_torchvision_of_a_torch(monkeypatch):
+    for torch_version, fits in (("2.13.0+cpu", "0.28"), ("2.11.0+cu130", "0.26"), ("2.0.1", "0.15")):
+        monkeypatch.setattr(checkpoint.torch, "__version__", torch_version)
+        assert checkpoint._pinned("torchvision") == f"torchvision=={fits}.*"

@@ -41,6 +41,8 @@ def test_empty_clips_are_grey_each_another_with_grain_of_its_own():
         (("--size", "640x0"), "--size: expected width x height, such as 640x360, got '640x0'"),
         (("--output", "/nowhere/prior"), "no such directory for the prior"),
         (("--output", "/"), "expected a file for the prior, got a directory"),
+        (("--question", " "), "--question: expected words, got none"),
+        (("--question", "\udcff"), "--question: expected text in UTF-8, got other bytes"),
         (("--stages", "9,1"), "stages: layers must ascend strictly, got [9, 1]"),
         (("--model", "/nowhere"), "no such folder for the model: /nowhere"),
         (("--model", ""), "--model: expected a folder or an id of a checkpoint, got nothing"),

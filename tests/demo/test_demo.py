@@ -101,6 +101,9 @@ def test_mistakes_end_with_one_line_and_code_2(capsys, tmp_path, clip, monkeypat
         ("--video", clip, "--max-new-tokens", 0): "--max-new-tokens: expected at least 1, got 0",
         ("--video", clip, "--target-flops", 1.5): "target_flops: expected a number in (0.0, 1.0], got 1.5",
         ("--video", clip, "--target-flops", 0.01): "target_flops: 0.01 cannot be reached",
+        ("--video", clip, "--question", ""): "--question: expected words, got none",
+        ("--video", clip, "--question", "\udcff"): "--question: expected text in UTF-8, got other bytes",
+        ("--video", ""): "no video file named: the path is empty",
         ("--target-flops", 1.5): "target_flops: expected a number in (0.0, 1.0], got 1.5",
         (
             "--question",

@@ -72,7 +72,7 @@ def test_the_questions_are_the_clips_own(capsys, model, monkeypatch):
     for arguments in (("--question", "what moves"), ("--frames", "8")):
         assert main(["demo", *arguments]) == 2
         assert (
-            "the built-in model has clips and questions of its own; give --model or --video" in capsys.readouterr().err
+            "the built-in model has a clip and questions of its own; give --model or --video" in capsys.readouterr().err
         )
 
 
@@ -102,6 +102,7 @@ def test_mistakes(capsys, tmp_path, model):
         (("--clips", "0", "--model", str(model)), "--clips: expected at least 1, got 0"),
         (("--model", str(tmp_path)), f"no trained model in {tmp_path}"),
         (("--model", str(model), "--output", str(tmp_path / "file")), "the folder for the results cannot be made"),
+        (("--model", str(model), "--output", "/proc"), "the tables cannot be written to /proc/evaluation.md"),
     ):
         assert main(["evaluate", *arguments]) == 2
         assert message in capsys.readouterr().err
