@@ -40,6 +40,8 @@ SMOLVLM = {
     "fake_image_token": (VISION_START, "<fake_token_around_image>"),
     "global_image_token": (VISION_END, "<global-img>"),
 }
+# Of a tokenizer alone: a message is its role and its text.
+TEXT_TEMPLATE = "{% for m in messages %}{{ m['role'] }} {{ m['content'] }} {% endfor %}assistant"
 
 
 def _template(image, video):
@@ -131,7 +133,7 @@ def _smolvlm():
     sampling = {"fps": 1, "max_frames": 64, "video_size": edge}
     return transformers.SmolVLMProcessor(
         image_processor=transformers.SmolVLMImageProcessor(size=edge, max_image_size=edge, do_image_splitting=False),
-        tokenizer=_tokenizer(SMOLVLM, _template("<image>", "<video>")),
+        tokenizer=_tokenizer(SMOLVLM, TEXT_TEMPLATE),
         video_processor=transformers.SmolVLMVideoProcessor(size=edge, max_image_size=edge, video_sampling=sampling),
         image_seq_len=family_models.CELLS,
         chat_template=_template("<image>", "<video>"),
