@@ -46,8 +46,8 @@ class Checkpoint:
     def __init__(self, name: str) -> None:
         if not name:
             raise Mistake("--model: expected a folder or an id of a checkpoint, got nothing")
-        self.name = name
         folder = Path(name).expanduser()
+        self.name = name = str(folder) if name.startswith("~") else name
         if not folder.exists() and (folder.is_absolute() or name.startswith(".")):
             raise Mistake(f"no such folder for the model: {name}")
         try:

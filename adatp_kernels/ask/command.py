@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, MutableMapping
 from pathlib import Path
+from typing import Any
 
+import torch
 from PIL import Image
+from torch import Tensor
 from tqdm import tqdm
 
 from adatp_kernels.ask.answering import WAYS, Answer, answer, prefill_times, told_times
@@ -42,7 +46,10 @@ def _ask(options: AskOptions, config: AdaTPConfig) -> list[Asked]:
     checkpoint.check_together(len(options.videos), len(options.images), drawn=options.output is not None)
     videos = [_read(path, options, checkpoint) for path in options.videos]
     images = [_open(path) for path in options.images]
-    prompts = [checkpoint.inputs(question, videos, images) for question in options.questions]
+    prompts: list[Any] = []
+    for question in options.questions:
+        prompts.append(checkpoint.inputs(question, videos, images))
+        share(prompts[-1], prompts[0])
 
     print(f"loading {checkpoint.name} …", flush=True)
     model = checkpoint.load(device, options.dtype, options.attention)
@@ -72,6 +79,14 @@ def _ask(options: AskOptions, config: AdaTPConfig) -> list[Asked]:
         options.json.write_text(text, encoding="utf-8")
         print(f"answers, plan, kept cells, times and memory: {options.json}")
     return asked
+
+
+def share(prompt: MutableMapping[str, Any], first: Mapping[str, Any]) -> None:
+    """Let a prompt have the `first` one's tensors where they are equal: pixels of the same videos are kept once."""
+    for name, value in prompt.items():
+        other = first.get(name)
+        if isinstance(value, Tensor) and isinstance(other, Tensor) and torch.equal(value, other):
+            prompt[name] = other
 
 
 def _check_stages(config: AdaTPConfig, checkpoint: Checkpoint) -> None:
