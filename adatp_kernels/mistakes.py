@@ -42,7 +42,7 @@ def check_output(path: Path, what: str, suffixes: Sequence[str] = ()) -> None:
     except OSError as error:
         raise Mistake(f"the {what} cannot be written to {path}: {error.strerror}") from error
     if not there:
-        path.unlink()
+        path.resolve().unlink()  # not a link that leads to it
 
 
 def check_question(question: str) -> None:

@@ -76,7 +76,7 @@ def _ask(options: AskOptions, config: AdaTPConfig) -> list[Asked]:
     if options.json is not None:
         named = [*zip(options.videos, videos, strict=True)]
         text = result(checkpoint, model, config, named, options.images, asked, times)
-        options.json.write_text(text, encoding="utf-8")
+        options.json.write_text(text, encoding="utf-8", errors="replace")  # names of files may be of any bytes
         print(f"answers, plan, kept cells, times and memory: {options.json}")
     return asked
 

@@ -68,7 +68,7 @@ def result(
         },
         "config": dataclasses.asdict(config),
         "videos": [_video(path, video) for path, video in videos],
-        "images": [_text(path) for path in images],
+        "images": list(images),
         "images_pruned": bool(images) and not videos,
         "questions": [_question(one) for one in asked],
         "prefill_seconds": times,
@@ -81,14 +81,9 @@ def _short_lists(text: str) -> str:
     return re.sub(r"\[\n[-+\d.,e\s]+\]", lambda numbers: "[" + " ".join(numbers[0][1:-1].split()) + "]", text)
 
 
-def _text(path: str) -> str:
-    """A path, of any bytes, as text."""
-    return path.encode(errors="surrogateescape").decode(errors="replace")
-
-
 def _video(path: str, video: Video) -> dict[str, Any]:
     return {
-        "path": _text(path),
+        "path": path,
         "frames": len(video.frames),
         "source_frames": video.num_source_frames,
         "seconds": video.seconds and list(video.seconds),

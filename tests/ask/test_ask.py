@@ -187,6 +187,24 @@ def test_settings_arrive(capsys, tmp_path, folders, clip):
     assert one["pruned"]["frames"] == 12 and found["prefill_seconds"] is None
 
 
+def test_paths_of_any_bytes_are_told_somehow(capsys, tmp_path, folders, clip):
+    odd, told = tmp_path / "\udcff.mp4", tmp_path / "told.json"
+    odd.symlink_to(clip)
+    words = [
+        "ask",
+        "--model",
+        str(folders("llava_onevision")),
+        "--video",
+        str(odd),
+        "--repeats",
+        "0",
+        "--json",
+        str(told),
+    ]
+    assert main([*words, *ARGUMENTS]) == 0, capsys.readouterr().err
+    assert json.loads(told.read_text(encoding="utf-8"))["videos"][0]["path"] == f"{tmp_path}/?.mp4"
+
+
 def test_presets_and_what_they_refuse(capsys, tmp_path, folders, clip):
     told = tmp_path / "told.json"
     arguments = ["--model", folders("llava_onevision"), "--video", clip, "--frames", 6, "--repeats", 0, "--json", told]

@@ -139,6 +139,13 @@ def test_videos_images_and_layers(capsys, monkeypatch, tmp_path):
         assert refused(capsys, "--model", "any", *arguments).startswith(said)
 
 
+def test_a_link_to_a_file_that_is_not_there_yet_stays(capsys, tmp_path):
+    link = tmp_path / "link.json"
+    link.symlink_to(tmp_path / "told.json")
+    refused(capsys, "--model", "none", "--video", "a", "--json", link, "--prior", "none")
+    assert link.is_symlink() and not link.exists()
+
+
 def test_outputs_are_compared_with_inputs_by_the_file_that_they_are(capsys, tmp_path):
     film, link = tmp_path / "film.mp4", tmp_path / "link.json"
     film.write_bytes(b"a film")
